@@ -1,0 +1,215 @@
+"""Fixtures: databases, homes and running services, all of them real."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from triage.errors import TriageError
+from triage.send import Destination, echo
+from triage.worklist import Worklist
+from triage.worklist.schema import migrate, open_engine
+
+ROOT = Path(__file__).parent.parent
+SAMPLES = ROOT / "sample_dicom"
+
+
+def free_port() -> int:
+    """A TCP port on loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for(what: Callable[[], object], seconds: float = 30.0) -> None:
+    """Wait until something is true, or fail."""
+    deadline = time.monotonic() + seconds
+    while not what():
+        if time.monotonic() > deadline:
+            pytest.fail(f"not within {seconds} s: {what}")
+        time.sleep(0.05)
+
+
+@dataclass
+class Service:
+    """A ``triage serve`` process with a home of its own."""
+
+    home: Path
+    port: int
+    settings: Mapping[str, str] = field(default_factory=dict)
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The process's environment: ours without settings, and its own settings."""
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith("TRIAGE_")}
+        return {
+            **inherited,
+            "TRIAGE_HOME": str(self.home),
+            "TRIAGE_DICOM_PORT": str(self.port),
+            "TRIAGE_LOG_FORMAT": "json",
+            **self.settings,
+        }
+
+    @property
+    def log(self) -> Path:
+        """Where its standard error goes."""
+        return self.home.with_suffix(".log")
+
+    @property
+    def destination(self) -> Destination:
+        """Its storage SCP."""
+        return Destination("127.0.0.1", self.port, "TRIAGE")
+
+    def start(self, *arguments: str) -> None:
+        """Start it and wait for its C-ECHO."""
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "triage", "serve", *arguments],
+                env=self.environment,
+                cwd=self.home.parent,
+                stdin=subprocess.DEVNULL,
+                stderr=log,
+            )
+        wait_for(self.answers)
+
+    def answers(self) -> bool:
+        """Whether the receiver answers C-ECHO."""
+        try:
+            echo(self.destination, timeout=2.0)
+        except TriageError:
+            return False
+        return True
+
+    def part(self, role: str) -> int:
+        """The process id of a running part."""
+        assert self.process is not None
+        listing = subprocess.run(
+            ["ps", "--ppid", str(self.process.pid), "-o", "pid=,args="],
+            capture_output=True, text=True, check=False,
+        ).stdout  # fmt: skip
+        for line in listing.splitlines():
+            pid, _, command = line.strip().partition(" ")
+            if f"--roles {role} " in f"{command} ":
+                return int(pid)
+        raise LookupError(f"no part {role} in {listing!r}")
+
+    def kill(self, role: str) -> None:
+        """``kill -9`` a part and wait until the supervisor has started it again."""
+        dead = self.part(role)
+        os.kill(dead, signal.SIGKILL)
+
+        def back() -> bool:
+            try:
+                return self.part(role) != dead
+            except LookupError:
+                return False
+
+        wait_for(back)
+
+    def stop(self) -> None:
+        """SIGTERM, and the exit status 0 that it must give."""
+        if self.process is not None:
+            self.process.terminate()
+            status = self.process.wait(30)
+            self.process = None
+            assert status == 0
+
+    def worklist(self) -> Worklist:
+        """Its worklist, opened by this process."""
+        return Worklist(f"sqlite:///{self.home / 'worklist.sqlite'}")
+
+    def triage(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a ``triage`` command in its settings."""
+        return subprocess.run(
+            [sys.executable, "-m", "triage", *arguments],
+            env=self.environment, cwd=self.home.parent,
+            capture_output=True, text=True, check=False, timeout=120,
+        )  # fmt: skip
+
+
+@pytest.fixture
+def new_service(tmp_path: Path) -> Iterator[Callable[..., Service]]:
+    """Makes services that are not started yet, and stops them at the end."""
+    made: list[Service] = []
+
+    def new(**settings: str) -> Service:
+        service = Service(tmp_path / f"home-{len(made)}", free_port(), settings)
+        made.append(service)
+        return service
+
+    yield new
+    for service in made:
+        if service.process is not None:
+            service.process.kill()
+            service.process.wait()
+
+
+@pytest.fixture
+def service(new_service: Callable[..., Service]) -> Iterator[Service]:
+    """A running service."""
+    running = new_service()
+    running.start()
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL, without a database name, of a PostgreSQL server for this test run."""
+    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    assert programs, "PostgreSQL is not installed: `make test` installs it"
+    folder = tmp_path_factory.mktemp("postgres")
+    # The server refuses to run as root, so that it gets the user that Debian made for it.
+    as_user: list[str] = []
+    if os.geteuid() == 0:
+        as_user = ["runuser", "-u", "postgres", "--"]
+        for parent in (folder, *folder.parents):
+            if parent.stat().st_uid == 0 and parent.is_relative_to("/tmp") and parent != Path("/tmp"):
+                parent.chmod(0o755)
+        shutil.chown(folder, "postgres")
+    port = free_port()
+    data = folder / "data"
+
+    def run(*command: str) -> None:
+        subprocess.run([*as_user, *command], check=True, stdout=subprocess.DEVNULL, cwd=folder)
+
+    run(str(programs[-1] / "initdb"), "-D", str(data), "-A", "trust", "-U", "triage")
+    options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1"
+    control = str(programs[-1] / "pg_ctl")
+    run(control, "-D", str(data), "-w", "-l", str(folder / "log"), "-o", options, "start")
+    yield f"postgresql://triage@127.0.0.1:{port}"
+    run(control, "-D", str(data), "-m", "immediate", "stop")
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty database, once in SQLite and once in PostgreSQL."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'worklist.sqlite'}"
+    server: str = request.getfixturevalue("postgres")
+    name = f"t{uuid.uuid4().hex}"
+    with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
+        connection.execute(f'CREATE DATABASE "{name}"')
+    return f"{server}/{name}"
+
+
+@pytest.fixture
+def worklist(database_url: str) -> Iterator[Worklist]:
+    """An empty worklist, once in SQLite and once in PostgreSQL."""
+    engine = open_engine(database_url, create=True)
+    migrate(engine)
+    engine.dispose()
+    opened = Worklist(database_url)
+    yield opened
+    opened.close()

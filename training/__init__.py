@@ -1,0 +1,1 @@
+"""Trains, judges and describes the model versions that ``triage`` scores with."""

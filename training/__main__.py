@@ -1,0 +1,89 @@
+"""The ``python -m training`` commands."""
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from triage.cli import run_command
+
+
+@click.group(help="Train model versions for cxr-triage.")
+def main() -> None:
+    """Group of commands."""
+
+
+@main.command()
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder with train/NORMAL and train/PNEUMONIA.",
+)
+@click.option("--architecture", required=True, help="Name of the network, such as final_model.")
+@click.option("--seed", type=click.IntRange(min=0), required=True, help="Of split and weights.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    help="Folder that becomes the model version; run again to resume.",
+)
+@click.option("--epochs", type=click.IntRange(min=1), default=100, show_default=True)
+@click.option(
+    "--precision",
+    type=click.Choice(["float32", "mixed_bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="Arithmetic while training; figures and export are always float32.",
+)
+@click.option(
+    "--about",
+    "about_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="TOML file that states source, licence and population of the data.",
+)
+def fit(
+    data: Path,
+    architecture: str,
+    seed: int,
+    out: Path,
+    epochs: int,
+    precision: str,
+    about_file: Path | None,
+) -> None:
+    """Train one network and write a model version."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from training.dataset import read_folder
+
+    snapshot = read_folder(data)
+    click.echo(f"{len(snapshot.cases)} pictures, snapshot {snapshot.digest[:19]}")
+    # TensorFlow takes seconds to import: only after the data were found good.
+    from training import about, fit
+
+    described = about.about(snapshot, about_file)
+    run = fit.new_run(snapshot, architecture, seed, epochs, precision)  # type: ignore[arg-type]
+    terminal = sys.stdout.isatty()
+    with click.progressbar(length=len(snapshot.cases), label="Reading pictures") as bar:
+        description = fit.fit(
+            snapshot,
+            described,
+            run,
+            out,
+            lambda done: bar.update(done - bar.pos),
+            1 if terminal else 2,
+        )
+    click.echo(f"{description['version']} is in {out}; threshold {description['threshold']:.4f}")
+    for name, figure in description["metrics"]["held_out"].items():
+        click.echo(
+            f"  {name:12} {figure['value']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"
+        )
+
+
+def run() -> None:
+    """Run a command; an error of ours becomes one line and an exit status."""
+    run_command(main, "training")
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,375 @@
+"""One training run: (snapshot, architecture, seed) becomes a model version.
+
+A run lives in its output folder and can be stopped at any moment: each finished epoch is
+checkpointed, and the same command goes on from the last one.
+"""
+
+import datetime as dt
+import hashlib
+import json
+import math
+import platform
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import keras
+import numpy as np
+import numpy.typing as npt
+import openvino as ov
+
+from training.dataset import CLASSES, Case, Part, Snapshot
+from training.evaluate import figures, threshold_for
+from training.networks import build
+from triage.errors import DataError
+from triage.pixels import SIDE, fingerprint
+from triage.registry import DESCRIPTION, EXPORTED, FORMAT, file_hash
+
+BATCH = 32
+PATIENCE = 10
+WANTED_SENSITIVITY = 0.975
+WEIGHTS = "model.weights.h5"
+
+Precision = Literal["float32", "mixed_bfloat16"]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What identifies a run; a checkpoint of another run is refused.
+
+    Attributes
+    ----------
+    architecture : str
+    seed : int
+    epochs : int
+        The most that are trained; early stopping usually ends sooner.
+    precision : {'float32', 'mixed_bfloat16'}
+        Of the arithmetic while training. Weights, export and all figures are float32.
+    snapshot : str
+        Hash of the training set.
+    pixel_fingerprint : str
+    """
+
+    architecture: str
+    seed: int
+    epochs: int
+    precision: Precision
+    snapshot: str
+    pixel_fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What a model card must say about the data, and no program can find out.
+
+    Attributes
+    ----------
+    name, attribution, licence, population : str
+    age_years : list of two int, or None
+    views : list of str
+    """
+
+    name: str
+    attribution: str
+    licence: str
+    population: str
+    age_years: list[int] | None
+    views: list[str]
+
+
+class _Batches(keras.utils.PyDataset):  # type: ignore[misc]
+    """Shuffled batches whose order depends only on the seed and the epoch."""
+
+    def __init__(
+        self,
+        arrays: npt.NDArray[np.float16],
+        labels: npt.NDArray[np.int64],
+        seed: int,
+        epoch: int,
+    ) -> None:
+        super().__init__()
+        self._arrays, self._labels, self._seed, self._epoch = arrays, labels, seed, epoch
+        self._shuffle()
+
+    def __len__(self) -> int:
+        return math.ceil(len(self._labels) / BATCH)
+
+    def __getitem__(self, index: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        rows = self._order[index * BATCH : (index + 1) * BATCH]
+        return self._arrays[rows].astype(np.float32), self._labels[rows].astype(np.float32)
+
+    def on_epoch_end(self) -> None:
+        self._epoch += 1
+        self._shuffle()
+
+    def _shuffle(self) -> None:
+        self._order = np.random.default_rng((self._seed, self._epoch)).permutation(
+            len(self._labels)
+        )
+
+
+class _Checkpoint(keras.callbacks.Callback):  # type: ignore[misc]
+    """Keeps the last and the best epoch on disk and stops when patience is spent."""
+
+    def __init__(self, folder: Path, history: list[dict[str, float]]) -> None:
+        super().__init__()
+        self._folder = folder
+        self.history = history
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        self.history.append({key: round(float(value), 6) for key, value in (logs or {}).items()})
+        if best_epoch(self.history) == epoch:
+            _replace(self._folder / "best.weights.h5", self.model.save_weights)
+        _replace(self._folder / "last.keras", self.model.save)
+        # The history is written last: it alone says which epoch is complete.
+        _replace(self._folder / "history.json", self._write_history)
+        if finished(self.history):
+            self.model.stop_training = True
+
+    def _write_history(self, path: Path) -> None:
+        path.write_text(json.dumps(self.history, indent=1), "utf-8")
+
+
+def best_epoch(history: list[dict[str, float]]) -> int:
+    """The first epoch with the lowest validation loss."""
+    return int(np.argmin([row["val_loss"] for row in history]))
+
+
+def finished(history: list[dict[str, float]]) -> bool:
+    """Whether the validation loss has not improved for :data:`PATIENCE` epochs."""
+    return bool(history) and len(history) - 1 - best_epoch(history) >= PATIENCE
+
+
+def fit(
+    snapshot: Snapshot,
+    about: About,
+    run: Run,
+    out: Path,
+    progress: Callable[[int], None],
+    verbose: int,
+) -> Mapping[str, Any]:
+    """Train, choose a threshold, measure on held-out patients, export.
+
+    Parameters
+    ----------
+    snapshot : Snapshot
+    about : About
+    run : Run
+    out : Path
+        Becomes the model version; its subfolder ``checkpoint`` holds the run's state.
+    progress : callable
+        Is told how many pictures are read.
+    verbose : int
+        As in ``keras.Model.fit``.
+
+    Returns
+    -------
+    mapping
+        The description that was written to ``model.json``.
+
+    Raises
+    ------
+    DataError
+        Data are unusable, or the checkpoint is damaged or of another run.
+    """
+    if (out / DESCRIPTION).exists():
+        raise DataError(f"{out} already holds a finished model version: choose another --out")
+    folder = out / "checkpoint"
+    history = _open_checkpoint(folder, run)
+    keras.utils.set_random_seed(run.seed)
+    keras.config.set_dtype_policy(run.precision)
+    model = build(run.architecture)
+    parts = snapshot.split(run.seed)
+    arrays = snapshot.arrays(progress)
+    labels = snapshot.labels
+    if history:
+        model = _load(folder / "last.keras")
+    else:
+        model.compile(keras.optimizers.SGD(), "binary_crossentropy", metrics=["accuracy"])
+    checkpoint = _Checkpoint(folder, history)
+    if not finished(history) and len(history) < run.epochs:
+        train, validation = parts["train"], parts["validation"]
+        model.fit(
+            _Batches(arrays[train], labels[train], run.seed, len(history)),
+            validation_data=(arrays[validation].astype(np.float32), labels[validation]),
+            validation_batch_size=BATCH,
+            initial_epoch=len(history),
+            epochs=run.epochs,
+            callbacks=[checkpoint],
+            verbose=verbose,
+        )
+    keras.config.set_dtype_policy("float32")
+    network = build(run.architecture)
+    network.load_weights(folder / "best.weights.h5")
+    description = _describe(snapshot, about, run, checkpoint.history, parts, arrays, network)
+    return _write(out, network, description)
+
+
+def _open_checkpoint(folder: Path, run: Run) -> list[dict[str, float]]:
+    """The finished epochs of this run; an empty list for a new one."""
+    identity = folder / "run.json"
+    if not identity.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        _replace(identity, lambda path: path.write_text(json.dumps(asdict(run), indent=1)))
+        return []
+    advice = f"choose another --out, or remove {folder} to start again"
+    try:
+        known = json.loads(identity.read_text("utf-8"))
+        history: list[dict[str, float]] = []
+        if (folder / "history.json").exists():
+            history = json.loads((folder / "history.json").read_text("utf-8"))
+            best_epoch(history)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"checkpoint in {folder} is damaged ({error}): {advice}") from error
+    changed = [key for key, value in asdict(run).items() if known.get(key) != value]
+    if changed:
+        raise DataError(
+            f"checkpoint in {folder} is of another run (differs in {', '.join(changed)}): {advice}"
+        )
+    return history
+
+
+def _load(path: Path) -> keras.Model:
+    try:
+        return keras.saving.load_model(path)
+    # A boundary: Keras, HDF5 and zip raise what they like on a damaged file.
+    except Exception as error:
+        raise DataError(
+            f"checkpoint {path} is damaged ({type(error).__name__}): remove {path.parent} to "
+            "start again"
+        ) from error
+
+
+def _describe(
+    snapshot: Snapshot,
+    about: About,
+    run: Run,
+    history: list[dict[str, float]],
+    parts: Mapping[Part, npt.NDArray[np.int64]],
+    arrays: npt.NDArray[np.float16],
+    network: keras.Model,
+) -> dict[str, Any]:
+    """Everything in ``model.json`` that does not depend on the files written."""
+
+    def probabilities(part: Part) -> npt.NDArray[np.float64]:
+        # Batch by batch: a whole part in float32 would need gigabytes.
+        rows = parts[part]
+        batches = [
+            network.predict_on_batch(arrays[rows[start : start + BATCH]].astype(np.float32))
+            for start in range(0, len(rows), BATCH)
+        ]
+        return np.concatenate(batches)[:, 0].astype(np.float64)
+
+    labels = snapshot.labels
+    validation, held_out = parts["validation"], parts["held_out"]
+    threshold = threshold_for(labels[validation], probabilities("validation"), WANTED_SENSITIVITY)
+    # Rounded down, so that the case that set it stays flagged.
+    threshold = np.floor(threshold * 1e6) / 1e6
+    measured = figures(
+        labels[held_out],
+        probabilities("held_out"),
+        snapshot.patients[held_out],
+        threshold,
+        run.seed,
+    )
+    return {
+        "format": FORMAT,
+        "architecture": run.architecture,
+        "parameters": int(network.count_params()),
+        "created_at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        "pixel_fingerprint": run.pixel_fingerprint,
+        "output": "probability of pneumonia as trained, not calibrated",
+        "threshold": float(threshold),
+        "threshold_rule": f"highest with sensitivity >= {WANTED_SENSITIVITY} on validation",
+        "metrics": {
+            "measured_on": "held-out patients; no choice was made on them",
+            "interval": "95%, bootstrap over patients",
+            "held_out": {name: figure.as_dict() for name, figure in measured.items()},
+        },
+        "population": {
+            "description": about.population,
+            "age_years": about.age_years,
+            "views": about.views,
+        },
+        "data": {
+            "name": about.name,
+            "attribution": about.attribution,
+            "licence": about.licence,
+            "snapshot": snapshot.digest,
+            "parts": {part: _count(snapshot.cases, rows) for part, rows in parts.items()},
+        },
+        "training": {
+            "seed": run.seed,
+            "precision": run.precision,
+            "batch": BATCH,
+            "optimizer": "SGD, learning rate 0.01",
+            "early_stopping": f"validation loss, patience {PATIENCE}",
+            "epochs": len(history),
+            "best_epoch": best_epoch(history) + 1,
+            "history": history,
+            "versions": {
+                "python": platform.python_version(),
+                "keras": keras.__version__,
+                "openvino": ov.__version__.split("-")[0],
+            },
+        },
+        "parent": None,
+    }
+
+
+def _count(cases: tuple[Case, ...], rows: npt.NDArray[np.int64]) -> dict[str, int]:
+    chosen = [cases[row] for row in rows]
+    counts = {name: sum(c.label == label for c in chosen) for label, name in enumerate(CLASSES)}
+    return {"patients": len({case.patient for case in chosen}), **counts}
+
+
+def _write(out: Path, network: keras.Model, description: dict[str, Any]) -> Mapping[str, Any]:
+    """Write the version's files; ``model.json`` last, as the sign that it is whole."""
+    network.save_weights(out / WEIGHTS)
+    export(network, out / EXPORTED)
+    names = (WEIGHTS, EXPORTED, Path(EXPORTED).with_suffix(".bin").name)
+    files = {name: file_hash(out / name) for name in names}
+    whole = hashlib.sha256(json.dumps([files, description], sort_keys=True).encode()).hexdigest()
+    complete = {
+        "version": f"{description['architecture']}-{whole[:12]}",
+        "files": files,
+        # A UID per version (PS3.5 B.2): reports name the observer that spoke.
+        "device_uid": f"2.25.{int(whole[:32], 16)}",
+        **description,
+    }
+    _replace(
+        out / DESCRIPTION,
+        lambda path: path.write_text(json.dumps(complete, indent=2) + "\n", "utf-8"),
+    )
+    shutil.rmtree(out / "checkpoint")
+    return complete
+
+
+def export(network: keras.Model, path: Path) -> None:
+    """Write a network as OpenVINO IR with float32 weights and any batch size.
+
+    Parameters
+    ----------
+    network : keras.Model
+        float32 (batch, 256, 256, 1) to float32 (batch, 1).
+    path : Path
+        Ends in ``.xml``; the weights go beside it in ``.bin``.
+    """
+    converted = ov.convert_model(network, input=ov.PartialShape([-1, SIDE, SIDE, 1]))
+    ov.save_model(converted, path, compress_to_fp16=False)
+
+
+def new_run(
+    snapshot: Snapshot, architecture: str, seed: int, epochs: int, precision: Precision
+) -> Run:
+    """A run on this program's pixel pipeline."""
+    return Run(architecture, seed, epochs, precision, snapshot.digest, fingerprint())
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file beside its place and move it there: whole or not at all."""
+    temporary = path.with_name(f"new-{path.name}")
+    write(temporary)
+    temporary.replace(path)

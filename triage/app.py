@@ -1,0 +1,235 @@
+"""The composition root: from a :class:`Config` to wired parts."""
+
+import fcntl
+import logging
+import os
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
+
+from triage.admission import Population
+from triage.config import Config, without_password
+from triage.errors import ServiceError
+from triage.registry import CHAMPION, DESCRIPTION, Registry
+from triage.scoring import Scorer
+from triage.spool import Spool
+from triage.supervisor import Supervisor, stop_on_signals, stop_with_parent
+from triage.worklist import Worklist
+from triage.worklist.schema import HEAD, migrate, open_engine
+
+if TYPE_CHECKING:
+    from structlog.types import Processor
+
+BUNDLED = Path(__file__).parent / "bundled"
+"""Model versions that come with the program."""
+
+MAX_WORKERS = 64
+
+
+def configure_logging(config: Config) -> None:
+    """Send structlog events to standard error, and keep libraries from logging data.
+
+    pydicom and pynetdicom put attribute values, so patient data, into their warnings.
+    """
+    for name in ("pydicom", "pynetdicom", "py.warnings"):
+        logger = logging.getLogger(name)
+        logger.handlers[:] = [logging.NullHandler()]
+        logger.propagate = False
+    logging.captureWarnings(capture=True)
+    from pynetdicom import _config
+
+    # The standard handlers format every PDU even when nobody listens.
+    _config.LOG_HANDLER_LEVEL = "none"
+    last: Processor = (
+        structlog.processors.JSONRenderer()
+        if config.log_format == "json"
+        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    )
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            last,
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+
+def prepare(config: Config) -> None:
+    """Make the home, bring the schema up to date and enter the bundled models.
+
+    Raises
+    ------
+    TriageError
+        The home or the database cannot be written, or is a newer version's.
+    """
+    _make_home(config)
+    _migrate(config)
+    registry = Registry(config.models_folder)
+    # Every process of a node may come here at once; one at a time adds and names.
+    with _lock(config.locks_folder / "models.lock", wait=True):
+        bundled = [registry.add(file.parent) for file in sorted(BUNDLED.glob(f"*/{DESCRIPTION}"))]
+        if CHAMPION not in registry.aliases() and bundled:
+            registry.name(CHAMPION, bundled[-1].version)
+
+
+def _make_home(config: Config) -> None:
+    try:
+        config.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        config.locks_folder.mkdir(mode=0o700, exist_ok=True)
+        with (config.locks_folder / "writable").open("w"):
+            pass
+    except OSError as error:
+        raise ServiceError(
+            f"the home {config.home} cannot be written: {error.strerror}: make it writable for "
+            "this user, or set TRIAGE_HOME to another folder"
+        ) from error
+
+
+def _migrate(config: Config) -> str | None:
+    """The schema revision before it was brought up to date."""
+    engine = open_engine(config.worklist_url, create=True)
+    try:
+        return migrate(engine)
+    finally:
+        engine.dispose()
+
+
+def worklist(config: Config) -> Worklist:
+    """The worklist of an installation."""
+    return Worklist(config.worklist_url)
+
+
+def migrate_worklist(config: Config) -> str:
+    """Bring the schema up to date; what was done, in one line."""
+    _make_home(config)
+    before = _migrate(config)
+    place = without_password(config.worklist_url)
+    if before == HEAD:
+        return f"{place} is at schema {HEAD} already"
+    return f"{place} moved from schema {before or 'none'} to {HEAD}"
+
+
+def registry(config: Config) -> Registry:
+    """The model registry of an installation."""
+    return Registry(config.models_folder)
+
+
+def receive(config: Config, stop: threading.Event) -> None:
+    """Be the receiver until told to stop."""
+    from triage.scp import Receiver
+
+    receiver = Receiver(
+        config.ae_title,
+        (config.dicom_host, config.dicom_port),
+        config.max_associations,
+        config.idle_seconds,
+        Spool(config.spool_folder),
+        worklist(config),
+    )
+    receiver.start()
+    try:
+        stop.wait()
+    finally:
+        receiver.stop()
+
+
+def score(config: Config, stop: threading.Event) -> None:
+    """Be a scoring worker until told to stop."""
+    from triage.worker import Worker
+
+    with _worker_name(config) as name:
+        Worker(
+            name,
+            worklist(config),
+            Spool(config.spool_folder),
+            _current_champion(registry(config)),
+            warn_outside=config.outside_population == "warn",
+        ).run(stop)
+
+
+ROLES: dict[str, Callable[[Config, threading.Event], None]] = {"receive": receive, "score": score}
+"""The parts of the service, each a process."""
+
+
+def serve(config: Config, roles: Sequence[str], *, supervised: bool) -> None:
+    """Run one role here, or several as processes of their own, until a signal.
+
+    Raises
+    ------
+    TriageError
+        A part cannot start.
+    """
+    # Instance files and the database hold patient data: for this user only.
+    os.umask(0o077)
+    stop = stop_on_signals()
+    if supervised:
+        stop_with_parent(stop)
+    else:
+        prepare(config)
+    if len(roles) == 1:
+        ROLES[roles[0]](config, stop)
+        return
+    Supervisor(
+        {
+            role: [sys.executable, "-m", "triage", "serve", "--roles", role, "--supervised"]
+            for role in roles
+        }
+    ).run(stop)
+
+
+def _current_champion(models: Registry) -> Callable[[], tuple[Scorer, Population]]:
+    """Gives the champion's scorer, compiled anew only when the alias has moved."""
+    from triage.network import Network
+
+    compiled: dict[str, tuple[Scorer, Population]] = {}
+
+    def current() -> tuple[Scorer, Population]:
+        version = models.aliases().get(CHAMPION, "")
+        if version not in compiled:
+            model = models.champion()
+            compiled.clear()
+            compiled[model.version] = (Network(model), model.population)
+            version = model.version
+        return compiled[version]
+
+    return current
+
+
+@contextmanager
+def _worker_name(config: Config) -> Iterator[str]:
+    """A name that no other live worker of this node has.
+
+    The name is the number of a locked file. A killed worker's lock is free at once, so
+    its successor gets the same name and with it the claims that the dead one held.
+    """
+    for number in range(1, MAX_WORKERS + 1):
+        try:
+            with _lock(config.locks_folder / f"worker-{number}.lock", wait=False):
+                yield f"{socket.gethostname()[:96]}/worker-{number}"
+                return
+        except BlockingIOError:
+            continue
+    raise ServiceError(f"{MAX_WORKERS} workers run with {config.home} already")
+
+
+@contextmanager
+def _lock(path: Path, *, wait: bool) -> Iterator[None]:
+    """Hold a lock that ends with the process, however it ends.
+
+    Raises
+    ------
+    BlockingIOError
+        Another process holds it, and ``wait`` is false.
+    """
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield

@@ -1,0 +1,119 @@
+"""Is this installation healthy, part by part? Behind ``triage check``."""
+
+import datetime as dt
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from triage.config import Config, without_password
+from triage.errors import ModelError, ServiceError, TriageError, WorklistError
+from triage.network import Network
+from triage.pixels import SIDE
+from triage.registry import Registry
+from triage.send import Destination, echo
+from triage.worklist import State, Worklist
+from triage.worklist.schema import HEAD
+
+LEAST_FREE_BYTES = 1_000_000_000
+LONGEST_WAIT = dt.timedelta(minutes=5)
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One part's health.
+
+    Attributes
+    ----------
+    part : str
+    healthy : bool
+    finding : str
+        One line: what was found, and what to do if it is not healthy.
+    """
+
+    part: str
+    healthy: bool
+    finding: str
+
+
+def check(config: Config) -> Iterator[Check]:
+    """Look at each part; one that is broken keeps none of the others from being looked at.
+
+    Yields
+    ------
+    Check
+    """
+    parts: dict[str, Callable[[Config], str]] = {
+        "home": _home,
+        "worklist": _worklist,
+        "queue": _queue,
+        "model": _model,
+        "receiver": _receiver,
+    }
+    for part, look in parts.items():
+        try:
+            yield Check(part, healthy=True, finding=look(config))
+        except TriageError as error:
+            yield Check(part, healthy=False, finding=str(error))
+
+
+def _home(config: Config) -> str:
+    if not config.home.is_dir():
+        raise ServiceError(f"{config.home} is not there: start `triage serve`, or set TRIAGE_HOME")
+    if not os.access(config.home, os.W_OK | os.X_OK):
+        raise ServiceError(f"{config.home} cannot be written: make it writable for this user")
+    free = shutil.disk_usage(config.home).free
+    if free < LEAST_FREE_BYTES:
+        raise ServiceError(f"{config.home} has {free // 1_000_000} MB left: free some space")
+    return f"{config.home}, {free // 1_000_000_000} GB free"
+
+
+def _worklist(config: Config) -> str:
+    worklist = Worklist(config.worklist_url)
+    try:
+        counts = worklist.counts()
+    finally:
+        worklist.close()
+    shown = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+    return f"{without_password(config.worklist_url)}, schema {HEAD}, {shown or 'no items'}"
+
+
+def _queue(config: Config) -> str:
+    worklist = Worklist(config.worklist_url)
+    try:
+        oldest = worklist.oldest_received()
+        failed = worklist.counts()[State.FAILED]
+    finally:
+        worklist.close()
+    if oldest is not None and dt.datetime.now(dt.UTC) - oldest > LONGEST_WAIT:
+        raise WorklistError(
+            f"an item has waited for its score since {oldest:%Y-%m-%d %H:%M} UTC: see whether "
+            "`triage serve` runs its `score` part, and its log"
+        )
+    if failed:
+        raise WorklistError(
+            f"{failed} items are FAILED: `triage worklist --state FAILED` shows why; read them "
+            "in the PACS"
+        )
+    return "nothing waits long, nothing has failed"
+
+
+def _model(config: Config) -> str:
+    model = Registry(config.models_folder).champion()
+    network = Network(model)
+    began = time.perf_counter()
+    try:
+        network.score(np.zeros((SIDE, SIDE), np.float32))
+    except ValueError as error:
+        raise ModelError(f"model {model.version} gives no probability: {error}") from error
+    return f"{model.version} scores in {(time.perf_counter() - began) * 1000:.0f} ms"
+
+
+def _receiver(config: Config) -> str:
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.dicom_host, config.dicom_host)  # noqa: S104
+    destination = Destination(host, config.dicom_port, config.ae_title)
+    echo(destination, timeout=5.0)
+    return f"{destination} answers C-ECHO"

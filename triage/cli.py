@@ -1,0 +1,349 @@
+"""The ``triage`` commands. Exit status 0, 1 (it failed) or 2 (the call was wrong).
+
+Each command imports what it needs when it runs: ``triage --help`` and the supervisor
+should not wait for OpenVINO.
+"""
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from triage import __version__
+from triage.config import Config
+from triage.errors import ConfigError, TriageError
+
+if TYPE_CHECKING:
+    import datetime as dt
+
+    from rich.table import Table
+
+    from triage.worklist import WorklistItem
+
+TABLE_ROWS = 50
+"""So many rows ``triage worklist`` prints unless told otherwise."""
+
+SERVED = ("receive", "score")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="cxr-triage")
+@click.pass_context
+def main(context: click.Context) -> None:
+    """Put chest radiographs that look urgent first. A triage aid, not a diagnosis.
+
+    Settings come from triage.toml and TRIAGE_* variables: see `triage config`.
+    """
+    context.obj = Config.read(os.environ, Path.cwd())
+
+
+def _roles(_context: click.Context, _parameter: click.Parameter, value: str) -> list[str]:
+    roles = [role.strip() for role in value.split(",") if role.strip()]
+    wrong = [role for role in roles if role not in SERVED]
+    if wrong or not roles:
+        raise click.BadParameter(f"choose from {', '.join(SERVED)}, separated by commas")
+    return list(dict.fromkeys(roles))
+
+
+@main.command()
+@click.option(
+    "--roles",
+    callback=_roles,
+    default=",".join(SERVED),
+    show_default=True,
+    help="Which parts to run here.",
+)
+@click.option("--supervised", is_flag=True, hidden=True)
+@click.pass_obj
+def serve(config: Config, roles: list[str], *, supervised: bool) -> None:
+    """Receive and score radiographs until Ctrl-C or SIGTERM."""
+    from triage import app
+
+    app.configure_logging(config)
+    app.serve(config, roles, supervised=supervised)
+
+
+@main.command()
+@click.argument("paths", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+@click.option("--host", help="Receiver's address. [default: TRIAGE_DICOM_HOST]")
+@click.option("--port", type=click.IntRange(1, 65_535), help="[default: TRIAGE_DICOM_PORT]")
+@click.option("--called-aet", help="Receiver's AE title. [default: TRIAGE_AE_TITLE]")
+@click.pass_obj
+def send(
+    config: Config,
+    paths: tuple[Path, ...],
+    host: str | None,
+    port: int | None,
+    called_aet: str | None,
+) -> None:
+    """Send files, or the .dcm files in folders, by C-STORE."""
+    from triage import app
+    from triage.send import Destination
+    from triage.send import send as send_files
+
+    app.configure_logging(config)
+    destination = Destination(
+        host or config.dicom_host, port or config.dicom_port, called_aet or config.ae_title
+    )
+    accepted = refused = 0
+    for sent in send_files(paths, destination):
+        if sent.accepted:
+            accepted += 1
+        else:
+            refused += 1
+            click.echo(f"triage: {sent.path}: {sent.explanation}", err=True)
+    if not accepted and not refused:
+        raise TriageError("there was no .dcm file to send")
+    click.echo(f"{accepted} sent to {destination}" + (f", {refused} not" if refused else ""))
+    if refused:
+        sys.exit(1)
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="A JSON array in reading order.")
+@click.option(
+    "--state",
+    type=click.Choice(
+        ["RECEIVED", "SCORED", "NOT_SCORED", "FAILED", "CONFIRMED", "REJECTED"],
+        case_sensitive=False,
+    ),
+    help="Only items in this state.",
+)
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    help=f"At most so many. [default: {TABLE_ROWS} in the table, all with --json]",
+)
+@click.pass_obj
+def worklist(config: Config, state: str | None, limit: int | None, *, as_json: bool) -> None:
+    """List exams in reading order: flagged first, and waiting counts."""
+    from triage import app
+    from triage.worklist import State
+
+    with_database = app.worklist(config)
+    wanted = None if state is None else State(state.upper())
+    items = with_database.items(wanted, limit if as_json or limit else TABLE_ROWS + 1)
+    if as_json:
+        click.echo(json.dumps([item.as_json() for item in items], indent=2))
+        return
+    shown = items[: limit or TABLE_ROWS]
+    _print(_table(shown))
+    if len(shown) < len(items):
+        click.echo(f"The first {TABLE_ROWS}; --limit N shows more.")
+    counts = with_database.counts()
+    click.echo(
+        ", ".join(f"{count} {name}" for name, count in counts.items() if count) or "No items yet."
+    )
+    click.echo("A triage aid, not a diagnosis: an unflagged exam may still show disease.")
+
+
+@main.command()
+@click.argument("uid")
+@click.option("--json", "as_json", is_flag=True)
+@click.pass_obj
+def show(config: Config, uid: str, *, as_json: bool) -> None:
+    """Show one exam by its SOP Instance UID: score, readings, events."""
+    from triage import app
+
+    with_database = app.worklist(config)
+    item = with_database.item(uid)
+    readings = with_database.readings(uid)
+    journal = with_database.journal(uid)
+    if as_json:
+        content = item.as_json() | {
+            "digest": item.digest,
+            "readings": [_plain(reading) for reading in readings],
+            "events": [_plain(event) for event in journal],
+        }
+        click.echo(json.dumps(content, indent=2))
+        return
+    for name, value in item.as_json().items():
+        text = ", ".join(value) if isinstance(value, list) else value
+        click.echo(f"{name:20} {'' if text is None else text}")
+    for reading in readings:
+        click.echo(f"{'reading':20} {_time(reading.read_at)} {reading.verdict} by {reading.reader}")
+    for event in journal:
+        detail = json.dumps(event.detail) if event.detail else ""
+        click.echo(
+            f"{'event':20} {_time(event.at)} {event.action} by {event.actor} {detail}".rstrip()
+        )
+
+
+@main.command()
+@click.argument("uid", metavar="SOP_INSTANCE_UID")
+@click.option("--verdict", type=click.Choice(["confirmed", "rejected"]), required=True)
+@click.option("--reader", required=True, help="Who reads: a name or a number, 1 to 64 characters.")
+@click.pass_obj
+def read(config: Config, uid: str, verdict: Any, reader: str) -> None:
+    """Record that a radiologist sees the finding, or does not."""
+    from triage import app
+
+    name = reader.strip()
+    if not 1 <= len(name) <= 64 or not name.isprintable():
+        raise click.BadParameter("give 1 to 64 printable characters", param_hint="--reader")
+    state = app.worklist(config).read(uid, verdict, name)
+    click.echo(f"{uid} is {state}")
+
+
+@main.group()
+def models() -> None:
+    """The model versions of this installation."""
+
+
+@models.command("list")
+@click.option("--json", "as_json", is_flag=True)
+@click.pass_obj
+def models_list(config: Config, *, as_json: bool) -> None:
+    """List model versions, and which one scores."""
+    from triage import app
+
+    registry = app.registry(config)
+    aliases = registry.aliases()
+    versions = registry.versions()
+    named = {
+        model.version: [alias for alias, version in aliases.items() if version == model.version]
+        for model in versions
+    }
+    if as_json:
+        content = [{"aliases": named[m.version], **m.description} for m in versions]
+        click.echo(json.dumps(content, indent=2))
+        return
+    table = _new_table("Version", "Alias", "Made", "Threshold", "AUC (95% interval)", "Population")
+    for model in versions:
+        auc = model.description["metrics"]["held_out"]["auc"]
+        table.add_row(
+            model.version,
+            ", ".join(named[model.version]),
+            model.description["created_at"][:10],
+            f"{model.threshold:.3f}",
+            f"{auc['value']:.3f} ({auc['low']:.3f} to {auc['high']:.3f})",
+            model.population.description,
+        )
+    _print(table)
+    if not versions:
+        click.echo("No models yet: `triage serve` enters the bundled one.")
+
+
+@main.command()
+@click.pass_obj
+def config(config: Config) -> None:
+    """Show every setting."""
+    fields = type(config).model_fields
+    for variable, value in config.shown().items():
+        meaning = fields[variable.removeprefix("TRIAGE_").lower()].description
+        click.echo(f"{variable} = {value}\n    {meaning}")
+
+
+@main.command()
+@click.pass_obj
+def migrate(config: Config) -> None:
+    """Bring the worklist database to this program's schema."""
+    from triage import app
+
+    click.echo(app.migrate_worklist(config))
+
+
+@main.command()
+@click.pass_obj
+def check(config: Config) -> None:
+    """Is this installation healthy, part by part? Exit status 1 if not."""
+    from triage import app
+    from triage.checks import check as look
+
+    app.configure_logging(config)
+    healthy = True
+    for result in look(config):
+        healthy = healthy and result.healthy
+        click.echo(f"{'ok  ' if result.healthy else 'FAIL'}  {result.part:10} {result.finding}")
+    if not healthy:
+        sys.exit(1)
+
+
+def _table(items: list["WorklistItem"]) -> "Table":
+    table = _new_table(
+        "", "Priority", "Urgency", "State", "Score", "Flag", "View", "Age", "Waiting",
+        "Accession", "SOP Instance UID", "Why not scored, and notes",
+    )  # fmt: skip
+    for number, item in enumerate(items, 1):
+        table.add_row(
+            str(number),
+            str(item.priority),
+            item.urgency.name,
+            item.state.value,
+            "" if item.score is None else f"{item.score:.3f}",
+            "FLAG" if item.flagged else "",
+            item.view_position,
+            item.patient_age,
+            _waiting(item.waiting),
+            item.accession_number,
+            item.sop_instance_uid,
+            " ".join(filter(None, (item.reason, *item.notes))),
+        )
+    return table
+
+
+def _new_table(*columns: str) -> "Table":
+    from rich.box import SIMPLE
+    from rich.table import Table
+
+    table = Table(box=SIMPLE, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _print(table: "Table") -> None:
+    from rich.console import Console
+
+    # Text from the wire is no markup; a file or a pipe has no width to fit into.
+    console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 240)
+    console.print(table)
+
+
+def _waiting(waiting: "dt.timedelta") -> str:
+    minutes = int(waiting.total_seconds() // 60)
+    return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min"
+
+
+def _time(moment: "dt.datetime") -> str:
+    return moment.strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def _plain(record: Any) -> dict[str, Any]:
+    """A record of the worklist as JSON values."""
+    values = {name: getattr(record, name) for name in type(record).__slots__}
+    return {
+        name: value.isoformat() if hasattr(value, "isoformat") else value
+        for name, value in values.items()
+    }
+
+
+def run_command(command: Callable[[], object], program: str) -> None:
+    """Run a command line; an error becomes one line and an exit status, never a traceback."""
+    try:
+        command()
+    except ConfigError as error:
+        click.echo(f"{program}: {error}", err=True)
+        sys.exit(2)
+    except TriageError as error:
+        click.echo(f"{program}: {error}", err=True)
+        sys.exit(1)
+    # The last boundary: what we did not foresee is told without data and without a traceback.
+    except Exception as error:  # noqa: BLE001
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        click.echo(
+            f"{program}: internal error: {type(error).__name__} in {Path(frame.filename).name} "
+            f"line {frame.lineno}: report it with the command that was called",
+            err=True,
+        )
+        sys.exit(1)
+
+
+def run() -> None:
+    """Entry point of ``triage``."""
+    run_command(lambda: main(standalone_mode=True), "triage")

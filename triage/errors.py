@@ -1,0 +1,86 @@
+"""Every error that this project raises on purpose, as one tree.
+
+    TriageError                     something a person must be told, in one line
+    |-- ConfigError                 a setting is unknown or has a bad value
+    |-- PixelsError                 a picture cannot become an array; carries a reason code
+    |-- ModelError                  a model version is missing, damaged or does not fit
+    |-- SpoolError                  an instance file cannot be kept or read
+    |-- WorklistError               the database cannot do what was asked
+    |   |-- SchemaError             the database's schema is not this program's
+    |   |-- UnknownItem             no worklist item has that SOP Instance UID
+    |   `-- NotReadable             the item has no score for a verdict to be about
+    |-- DicomError                  a data set or an association is not what it should be
+    |-- ServiceError                a part of the service cannot start or go on
+    `-- DataError                   training data is missing, unreadable or not enough
+
+Each is translated once, at a boundary: into a DIMSE status (``triage.scp``), a worklist
+state with a reason (``triage.worker``), or a line on standard error and an exit status
+(``triage.cli``, ``training.__main__``). The text says what is wrong, where, and what to
+do, and never holds patient data.
+"""
+
+
+class TriageError(Exception):
+    """Something a person must be told, in one line.
+
+    Parameters
+    ----------
+    message : str
+        What is wrong, where, and what to do. No patient data.
+    """
+
+
+class ConfigError(TriageError):
+    """A setting is unknown or has a bad value; the message names it."""
+
+
+class PixelsError(TriageError):
+    """A picture cannot become an array.
+
+    Parameters
+    ----------
+    reason : str
+        A code from ``docs/reasons.md``, such as ``PIXEL_DATA_ABSENT``.
+    message : str
+        The explanation for a person.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class ModelError(TriageError):
+    """A model version is missing, damaged, or made for other arrays than ours."""
+
+
+class SpoolError(TriageError):
+    """An instance file cannot be kept or read."""
+
+
+class WorklistError(TriageError):
+    """The worklist database cannot do what was asked."""
+
+
+class SchemaError(WorklistError):
+    """The database's schema is older or newer than this program's."""
+
+
+class UnknownItem(WorklistError):
+    """No worklist item has the SOP Instance UID that was asked for."""
+
+
+class NotReadable(WorklistError):
+    """The item has no score, so there is no finding to confirm or reject."""
+
+
+class DicomError(TriageError):
+    """A data set or an association is not what it should be."""
+
+
+class ServiceError(TriageError):
+    """A part of the service cannot start or go on."""
+
+
+class DataError(TriageError):
+    """Training data is missing, unreadable or not enough."""

@@ -1,0 +1,99 @@
+"""What an instance is and where it belongs: references, UIDs and what the header states."""
+
+import re
+from dataclasses import dataclass
+
+from pydicom import Dataset
+from pydicom.multival import MultiValue
+
+from triage.errors import DicomError
+
+_UID = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))*")
+
+
+def valid_uid(value: str) -> bool:
+    """Whether a text is a UID (PS3.5 9.1): at most 64 digits and dots, no leading zeros."""
+    return len(value) <= 64 and _UID.fullmatch(value) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """A composite instance, as its header states it.
+
+    Attributes
+    ----------
+    sop_instance_uid, sop_class_uid, series_instance_uid, study_instance_uid : str
+        Valid UIDs.
+    patient_id, accession_number : str
+        As sent; may be empty. Never logged.
+    modality, body_part, view_position, patient_age, patient_sex : str
+        As sent, upper case; may be empty.
+    ordered_priority : str
+        Requested Procedure Priority (0040,1003), upper case; may be empty.
+    """
+
+    sop_instance_uid: str
+    sop_class_uid: str
+    series_instance_uid: str
+    study_instance_uid: str
+    patient_id: str
+    accession_number: str
+    modality: str
+    body_part: str
+    view_position: str
+    patient_age: str
+    patient_sex: str
+    ordered_priority: str
+
+    @classmethod
+    def of(cls, header: Dataset) -> "Instance":
+        """Read the header of a data set.
+
+        Raises
+        ------
+        DicomError
+            A UID is missing or malformed; the message names the attribute.
+        """
+        return cls(
+            sop_instance_uid=_uid(header, "SOPInstanceUID"),
+            sop_class_uid=_uid(header, "SOPClassUID"),
+            series_instance_uid=_uid(header, "SeriesInstanceUID"),
+            study_instance_uid=_uid(header, "StudyInstanceUID"),
+            patient_id=text(header, "PatientID"),
+            accession_number=text(header, "AccessionNumber"),
+            modality=text(header, "Modality").upper(),
+            body_part=text(header, "BodyPartExamined").upper(),
+            view_position=text(header, "ViewPosition").upper(),
+            patient_age=text(header, "PatientAge").upper(),
+            patient_sex=text(header, "PatientSex").upper(),
+            ordered_priority=_ordered_priority(header),
+        )
+
+
+def text(header: Dataset, keyword: str) -> str:
+    """An element's first value as text without padding; empty if absent or unreadable."""
+    try:
+        value = header.get(keyword)
+    # A boundary: converting a malformed element raises what pydicom likes.
+    except Exception:  # noqa: BLE001
+        return ""
+    if isinstance(value, MultiValue):
+        value = value[0] if value else None
+    # PostgreSQL text cannot hold NUL, which some consoles pad with.
+    return "" if value is None else str(value).replace("\0", "").strip()[:64]
+
+
+def _uid(header: Dataset, keyword: str) -> str:
+    value = text(header, keyword)
+    if not value:
+        raise DicomError(f"{keyword} is missing or empty")
+    if not valid_uid(value):
+        raise DicomError(f"{keyword} is not a UID (PS3.5 9.1)")
+    return value
+
+
+def _ordered_priority(header: Dataset) -> str:
+    """Requested Procedure Priority at the top or in the request attributes."""
+    items = header.get("RequestAttributesSequence") or []
+    found = [text(item, "RequestedProcedurePriority") for item in (header, *items)]
+    return next((value.upper() for value in found if value), "")

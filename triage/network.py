@@ -1,0 +1,64 @@
+"""A model version's network, compiled by OpenVINO. No TensorFlow here."""
+
+import numpy as np
+import openvino as ov
+
+from triage.errors import ModelError
+from triage.pixels import SIDE, Array, fingerprint
+from triage.registry import EXPORTED, ModelVersion
+from triage.scoring import Score
+
+
+class Network:
+    """A :class:`triage.scoring.Scorer` on the CPU.
+
+    Parameters
+    ----------
+    model : ModelVersion
+
+    Raises
+    ------
+    ModelError
+        It was trained on arrays of another fingerprint, or cannot be compiled.
+    """
+
+    def __init__(self, model: ModelVersion) -> None:
+        if model.pixel_fingerprint != fingerprint():
+            raise ModelError(
+                f"model {model.version} scores arrays of fingerprint {model.pixel_fingerprint}, "
+                f"this program makes {fingerprint()}: use a model trained with this program"
+            )
+        self._model = model
+        try:
+            core = ov.Core()
+            network = core.read_model(model.folder / EXPORTED)
+            network.reshape([1, SIDE, SIDE, 1])
+            compiled = core.compile_model(
+                network,
+                "CPU",
+                # Left alone, OpenVINO computes in bfloat16 where the CPU can, and then
+                # differs from the network that the threshold was chosen on.
+                {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"},
+            )
+        except RuntimeError as error:
+            raise ModelError(
+                f"model {model.version} cannot be compiled: {str(error).splitlines()[0]}"
+            ) from error
+        self._request = compiled.create_infer_request()
+
+    @property
+    def model_version(self) -> str:
+        """The name of the model version."""
+        return self._model.version
+
+    def score(self, array: Array) -> Score:
+        """Score one array.
+
+        Parameters
+        ----------
+        array : ndarray of float32, shape (256, 256), 0.0 to 1.0
+        """
+        output = self._request.infer([array.reshape(1, SIDE, SIDE, 1)])[0]
+        # float32 rounding may leave a sigmoid a hair above 1.
+        probability = float(np.clip(output[0, 0], 0.0, 1.0))
+        return Score(probability, self._model.threshold, self._model.version)

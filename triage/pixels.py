@@ -1,0 +1,363 @@
+"""From stored pixel values to the array that a network is shown.
+
+The way (PS3.3 C.11.1 and C.11.2, PS3.4 N.2): stored values, modality LUT or rescale, VOI
+LUT or window, polarity, contrast stretch, resize. All steps before the last act on one
+grey value at a time, so they are composed once into a table over the possible stored
+values (at most 65,536 of them) and the picture is read through it: a 10 MB radiograph
+costs one histogram, one look-up and one resize.
+
+The result does not depend on how a picture was encoded. It does depend on the constants
+in :data:`RECIPE`; their hash is the *fingerprint*, which a model version carries and
+without which no array may be scored.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+from pydicom import Dataset
+from pydicom.dataset import FileMetaDataset
+from pydicom.pixels.utils import pixel_array
+from pydicom.uid import UID, JPEGBaseline8Bit
+
+from triage.errors import PixelsError
+
+SIDE = 256
+"""Rows and columns of a normalized array."""
+
+TAIL = 0.005
+"""The share of pixels that the contrast stretch lets saturate at either end."""
+
+JPEG_PROGRESSIVE = UID("1.2.840.10008.1.2.4.55")
+"""JPEG Full Progression, Non-Hierarchical (Processes 10 and 12); retired."""
+
+MAX_PIXELS = 120_000_000
+"""The largest picture that is decoded; a 43 x 43 cm detector at 0.1 mm has 18.5 million."""
+
+RECIPE: Mapping[str, object] = MappingProxyType(
+    {
+        "revision": 1,
+        "side": SIDE,
+        "voi": "first VOI LUT item, else first window, else the stored range",
+        "polarity": "photometric interpretation",
+        "padding": "excluded from the stretch, shown black",
+        "stretch": {"after": "polarity", "tail": TAIL},
+        "resize": "bilinear with support scaled to the reduction, aspect ratio not kept",
+        "colour": "ITU-R 601 luma",
+    }
+)
+"""What decides a normalized array. Change the code's effect and you change ``revision``."""
+
+Array = npt.NDArray[np.float32]
+"""float32, shape (256, 256), 0.0 (black) to 1.0 (white)."""
+
+
+@cache
+def fingerprint() -> str:
+    """The name of this pixel pipeline: ``sha256:`` and 64 hexadecimal digits.
+
+    Two programs with one fingerprint make the same array of the same picture, so a model
+    trained by the one may score the arrays of the other.
+    """
+    text = json.dumps(dict(RECIPE), sort_keys=True, separators=(",", ":"))
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Normalized:
+    """A picture as a network is shown it.
+
+    Attributes
+    ----------
+    array : ndarray of float32, shape (256, 256), 0.0 (black) to 1.0 (white)
+    notes : tuple of str
+        What was odd about the header, as codes from ``docs/reasons.md``; empty for most.
+    """
+
+    array: Array
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """Decoded grey values, all of them in [low, high]."""
+
+    values: npt.NDArray[np.integer]
+    low: int
+    high: int
+
+
+def normalize(dataset: Dataset) -> Normalized:
+    """Make the array of a radiograph.
+
+    Parameters
+    ----------
+    dataset : pydicom.Dataset
+        One frame with Pixel Data and file meta information (for the transfer syntax).
+
+    Raises
+    ------
+    PixelsError
+        With the reason ``PIXEL_DATA_ABSENT``, ``PIXEL_DATA_UNDECODABLE``,
+        ``PICTURE_TOO_LARGE``, ``PHOTOMETRIC_UNSUPPORTED`` or ``PICTURE_BLANK``.
+    """
+    notes: list[str] = []
+    stored = _decode(dataset)
+    table = _display_table(dataset, stored, notes)
+    if _inverted(dataset, notes):
+        table = -table
+    return Normalized(_finish(stored, table, _padding(dataset, stored)), tuple(notes))
+
+
+def normalize_file(path: Path) -> Array:
+    """Make the array of a picture file (JPEG, PNG), as training sets have them.
+
+    The file's grey values are taken as MONOCHROME2 stored values without a VOI, so the
+    file and a DICOM object that wraps it give the same array.
+
+    Raises
+    ------
+    PixelsError
+        ``PIXEL_DATA_UNDECODABLE`` or ``PICTURE_BLANK``; the message names the file.
+    """
+    try:
+        with Image.open(path) as image:
+            deep = image.mode.startswith("I;16")
+            values = np.asarray(image if deep else image.convert("L"))
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise PixelsError(
+            "PIXEL_DATA_UNDECODABLE", f"{path} is not a picture that can be read: {error}"
+        ) from error
+    stored = _Stored(values, 0, 65_535 if deep else 255)
+    try:
+        return _finish(stored, np.arange(stored.high + 1, dtype=np.float64), None)
+    except PixelsError as error:
+        raise PixelsError(error.reason, f"{path}: {error}") from error
+
+
+def _decode(dataset: Dataset) -> _Stored:
+    """Stored values of the single frame, colour turned into luma."""
+    if "PixelData" not in dataset:
+        raise PixelsError("PIXEL_DATA_ABSENT", "the data set has no Pixel Data (7FE0,0010)")
+    rows, columns = dataset.get("Rows") or 0, dataset.get("Columns") or 0
+    if rows * columns > MAX_PIXELS:
+        raise PixelsError(
+            "PICTURE_TOO_LARGE",
+            f"{rows} x {columns} pixels; at most {MAX_PIXELS} pixels are decoded",
+        )
+    try:
+        values = _pixels(dataset)
+    # A boundary: decoders written in C and C++ raise what they like on broken input.
+    except Exception as error:
+        raise PixelsError(
+            "PIXEL_DATA_UNDECODABLE",
+            f"Pixel Data cannot be decoded: {type(error).__name__}: {_one_line(error)}",
+        ) from error
+    photometric = str(dataset.get("PhotometricInterpretation", ""))
+    if values.ndim == 3 and values.shape[2] == 3:
+        picture = Image.fromarray(values.astype(np.uint8, copy=False), "RGB")
+        return _Stored(np.asarray(picture.convert("L")), 0, 255)
+    if values.ndim != 2 or photometric not in {"MONOCHROME1", "MONOCHROME2"}:
+        raise PixelsError(
+            "PHOTOMETRIC_UNSUPPORTED",
+            f"Photometric Interpretation {photometric!r} with shape {values.shape} is not one "
+            "grey or RGB picture",
+        )
+    bits = int(dataset.BitsStored)
+    if not 1 <= bits <= 16:
+        raise PixelsError("PIXEL_DATA_UNDECODABLE", f"Bits Stored {bits} is not 1 to 16")
+    signed = dataset.get("PixelRepresentation") == 1
+    low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1)
+    return _Stored(np.clip(values, low, high), low, high)
+
+
+def _pixels(dataset: Dataset) -> npt.NDArray[np.integer]:
+    """Decode; color as RGB.
+
+    pydicom has no decoder for the retired progressive JPEG syntax, which img2dcm and old
+    gateways still write. Its bit stream says itself how it is coded, so that the baseline
+    decoder of libjpeg reads it.
+    """
+    if dataset.file_meta.TransferSyntaxUID != JPEG_PROGRESSIVE:
+        return pixel_array(dataset)
+    baseline = Dataset(dataset)
+    baseline.file_meta = FileMetaDataset()
+    baseline.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+    return pixel_array(baseline, decoding_plugin="pillow")
+
+
+def _display_table(dataset: Dataset, stored: _Stored, notes: list[str]) -> npt.NDArray[np.float64]:
+    """What each possible stored value is displayed as, before polarity."""
+    values = np.arange(stored.low, stored.high + 1, dtype=np.float64)
+    return _voi(dataset, _modality(dataset, values, notes), notes)
+
+
+def _modality(
+    dataset: Dataset, values: npt.NDArray[np.float64], notes: list[str]
+) -> npt.NDArray[np.float64]:
+    """Modality LUT or rescale (PS3.3 C.11.1)."""
+    lut = _first_lut(dataset, "ModalityLUTSequence", notes)
+    if lut is not None:
+        return lut.apply(values)
+    slope = _number(dataset, "RescaleSlope")
+    intercept = _number(dataset, "RescaleIntercept")
+    if slope == 0:
+        notes.append("RESCALE_INVALID")
+        slope = None
+    return values * (1.0 if slope is None else slope) + (intercept or 0.0)
+
+
+def _voi(
+    dataset: Dataset, values: npt.NDArray[np.float64], notes: list[str]
+) -> npt.NDArray[np.float64]:
+    """The first VOI LUT, else the first window (PS3.3 C.11.2), else the values."""
+    lut = _first_lut(dataset, "VOILUTSequence", notes)
+    if lut is not None:
+        return lut.apply(values)
+    center, width = _number(dataset, "WindowCenter"), _number(dataset, "WindowWidth")
+    if center is None or width is None:
+        notes.append("VOI_ABSENT")
+        return values
+    function = str(dataset.get("VOILUTFunction") or "LINEAR").upper()
+    if function == "SIGMOID" and width > 0:
+        exponent = np.clip(-4.0 * (values - center) / width, -700.0, 700.0)
+        return np.asarray(1.0 / (1.0 + np.exp(exponent)), np.float64)
+    if function == "LINEAR_EXACT" and width > 0:
+        return np.clip((values - center) / width + 0.5, 0.0, 1.0)
+    if function == "LINEAR" and width > 1:
+        return np.clip((values - (center - 0.5)) / (width - 1.0) + 0.5, 0.0, 1.0)
+    if function == "LINEAR" and width == 1:
+        return np.where(values > center - 0.5, 1.0, 0.0)
+    notes.append("VOI_INVALID")
+    return values
+
+
+@dataclass(frozen=True, slots=True)
+class _Lut:
+    first: int
+    entries: npt.NDArray[np.float64]
+
+    def apply(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        index = np.clip(np.rint(values) - self.first, 0, len(self.entries) - 1)
+        return np.take(self.entries, index.astype(np.intp))
+
+
+def _first_lut(dataset: Dataset, keyword: str, notes: list[str]) -> _Lut | None:
+    """The first item's look-up table, or nothing (noted) if it is broken."""
+    items = dataset.get(keyword)
+    if not items:
+        return None
+    try:
+        count, first, bits = (int(value) for value in items[0].LUTDescriptor)
+        data = items[0].LUTData
+        if isinstance(data, bytes):
+            data = np.frombuffer(data, "<u2" if dataset.is_little_endian else ">u2")
+        entries = np.atleast_1d(np.asarray(data, np.float64))
+        count = count or 65_536
+        if first >= 32_768 and dataset.get("PixelRepresentation") == 1:
+            first -= 65_536
+        if not 8 <= bits <= 16 or len(entries) < count:
+            raise ValueError(f"{count} entries of {bits} bits announced, {len(entries)} found")
+    except (AttributeError, TypeError, ValueError):
+        notes.append(
+            "MODALITY_LUT_INVALID" if keyword == "ModalityLUTSequence" else "VOI_LUT_INVALID"
+        )
+        return None
+    return _Lut(first, entries[:count])
+
+
+def _inverted(dataset: Dataset, notes: list[str]) -> bool:
+    """Whether low values are bright (PS3.3 C.7.6.3.1.2).
+
+    Photometric Interpretation decides. Presentation LUT Shape ought to agree with it
+    (PS3.3 C.8.11.3.1.2); where it does not, that is noted.
+    """
+    inverted = bool(dataset.get("PhotometricInterpretation") == "MONOCHROME1")
+    shape = dataset.get("PresentationLUTShape")
+    if shape and (shape == "INVERSE") != inverted:
+        notes.append("POLARITY_CONFLICT")
+    return inverted
+
+
+def _padding(dataset: Dataset, stored: _Stored) -> tuple[int, int] | None:
+    """The inclusive range of stored values that are padding (PS3.3 C.7.5.1.1.2)."""
+    first = dataset.get("PixelPaddingValue")
+    if first is None:
+        return None
+    last = dataset.get("PixelPaddingRangeLimit")
+    ends = [_as_stored(value, stored) for value in (first, first if last is None else last)]
+    return min(ends), max(ends)
+
+
+def _as_stored(value: int, stored: _Stored) -> int:
+    """A padding value as its pixels come out of the decoder."""
+    if stored.low < 0 <= stored.high < value:
+        return value - 65_536
+    if stored.low == 0 and value < 0:
+        return value + 65_536
+    return value
+
+
+def _finish(
+    stored: _Stored, table: npt.NDArray[np.float64], padding: tuple[int, int] | None
+) -> Array:
+    """Stretch the contrast, look the picture up and resize it."""
+    counts = np.bincount((stored.values - stored.low).ravel(), minlength=len(table))
+    blank = np.zeros(len(table), np.bool_)
+    if padding is not None:
+        blank[max(padding[0] - stored.low, 0) : max(padding[1] - stored.low + 1, 0)] = True
+        counts = np.where(blank, 0, counts)
+    black, white = _tails(table, counts)
+    if not black < white:
+        raise PixelsError("PICTURE_BLANK", "the picture has one grey value and shows nothing")
+    shown = np.clip((table - black) / (white - black), 0.0, 1.0).astype(np.float32)
+    shown[blank] = 0.0
+    picture = Image.fromarray(shown[stored.values - stored.low])
+    small = picture.resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+    return np.clip(np.asarray(small, np.float32), 0.0, 1.0)
+
+
+def _tails(table: npt.NDArray[np.float64], counts: npt.NDArray[np.int64]) -> tuple[float, float]:
+    """The display values between which all but ``TAIL`` of the pixels at each end lie.
+
+    Symmetric: negating the table swaps and negates the two, so MONOCHROME1 and
+    MONOCHROME2 of one picture give one array.
+    """
+    used = np.flatnonzero(counts)
+    if not len(used):
+        return 0.0, 0.0
+    order = used[np.argsort(table[used], kind="stable")]
+    cumulated = np.cumsum(counts[order])
+    total = int(cumulated[-1])
+    spare = int(TAIL * total)
+    lowest = order[int(np.searchsorted(cumulated, spare, side="right"))]
+    above = np.cumsum(counts[order[::-1]])
+    highest = order[::-1][int(np.searchsorted(above, spare, side="right"))]
+    black, white = float(table[lowest]), float(table[highest])
+    if not black < white:  # more than the tails is one value: use the whole range
+        black, white = float(table[order[0]]), float(table[order[-1]])
+    return black, white
+
+
+def _number(dataset: Dataset, keyword: str) -> float | None:
+    """The first value of a decimal element, or nothing if it is empty or not a number."""
+    value = dataset.get(keyword)
+    if value is None:
+        return None
+    try:
+        first = value if isinstance(value, str | int | float) else value[0]
+        number = float(first)
+    except (TypeError, ValueError, IndexError):
+        return None
+    return number if np.isfinite(number) else None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

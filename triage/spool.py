@@ -1,0 +1,116 @@
+"""Durable instance files.
+
+A file is named after the SHA-256 of the data set's bytes as they were received, so no
+text from the wire ever names a file, equal data sets are one file, and a file can be
+checked against its own name. ``quarantine`` keeps data sets that came under a SOP
+Instance UID that another data set already had.
+"""
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+from triage.errors import SpoolError
+
+Place = Literal["instances", "quarantine"]
+
+
+def digest_of(data: bytes | memoryview) -> str:
+    """SHA-256 of an encoded data set without file meta information, as hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+class Spool:
+    """A folder of instance files.
+
+    Parameters
+    ----------
+    folder : Path
+        Made by :meth:`prepare`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._incoming = folder / "incoming"
+
+    def prepare(self) -> None:
+        """Make the folders and sweep what an interrupted receiver left half written.
+
+        Only the receiver calls this, before it listens.
+
+        Raises
+        ------
+        SpoolError
+            The folder cannot be written.
+        """
+        try:
+            self._incoming.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for leftover in self._incoming.iterdir():
+                leftover.unlink()
+            with tempfile.NamedTemporaryFile(dir=self._incoming):
+                pass
+        except OSError as error:
+            raise SpoolError(
+                f"the spool {self._folder} cannot be written: {error.strerror}: make it "
+                "writable for this user, or set TRIAGE_HOME to another folder"
+            ) from error
+
+    def put(self, digest: str, content: bytes, place: Place = "instances") -> Path:
+        """Keep a data set; when this returns, it survives losing power.
+
+        Parameters
+        ----------
+        digest : str
+            :func:`digest_of` the data set.
+        content : bytes
+            The whole file: preamble, file meta information (PS3.10 7.1) and the data set
+            exactly as it was received.
+        place : {'instances', 'quarantine'}
+
+        Raises
+        ------
+        SpoolError
+            It cannot be written; nothing is left behind.
+        """
+        target = self.path(digest, place)
+        temporary = None
+        try:
+            if target.exists():  # written by another thread, which may not have synced yet
+                _sync_folder(target.parent)
+                return target
+            _make_durably(target.parent)
+            descriptor, temporary = tempfile.mkstemp(dir=self._incoming)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(temporary).replace(target)
+            _sync_folder(target.parent)
+        except OSError as error:
+            if temporary is not None:
+                Path(temporary).unlink(missing_ok=True)
+            raise SpoolError(f"the spool cannot keep an instance: {error.strerror}") from error
+        return target
+
+    def path(self, digest: str, place: Place = "instances") -> Path:
+        """Where a data set is, if it is there."""
+        return self._folder / place / digest[:2] / f"{digest}.dcm"
+
+
+def _make_durably(folder: Path) -> None:
+    """Make a folder so that its entry in the parent survives losing power, too."""
+    if folder.is_dir():
+        return
+    _make_durably(folder.parent)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    _sync_folder(folder.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

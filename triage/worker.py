@@ -1,0 +1,141 @@
+"""The loop that gives each received item a score, or the reason why it has none."""
+
+import threading
+from collections.abc import Callable
+
+import structlog
+from pydicom import Dataset, dcmread
+
+from triage.admission import Population, admit
+from triage.errors import PixelsError, SpoolError, WorklistError
+from triage.pixels import normalize
+from triage.scoring import Scorer
+from triage.spool import Spool
+from triage.worklist import Claim, Worklist
+
+POLL_SECONDS = 0.05
+"""How often an idle worker looks for work: one indexed query of 0.1 ms."""
+
+OUTAGE_SECONDS = 2.0
+
+
+class Worker:
+    """One scoring process.
+
+    Parameters
+    ----------
+    name : str
+        Unique among live workers; a successor of the same name inherits its claims.
+    worklist : Worklist
+    spool : Spool
+    current : callable
+        Gives the scorer and the population of the current champion; asked before each
+        item, so that a new champion scores the next radiograph.
+    warn_outside : bool
+        Score patients outside the population with a note.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        worklist: Worklist,
+        spool: Spool,
+        current: Callable[[], tuple[Scorer, Population]],
+        *,
+        warn_outside: bool,
+    ) -> None:
+        self._name, self._worklist, self._spool = name, worklist, spool
+        self._current, self._warn_outside = current, warn_outside
+        self._log = structlog.get_logger("worker").bind(worker=name)
+
+    def run(self, stop: threading.Event) -> None:
+        """Score until told to stop.
+
+        Raises
+        ------
+        ModelError
+            There is no usable champion.
+        """
+        scorer, _ = self._current()
+        self._log.info("ready", action="worker_ready", model_version=scorer.model_version)
+        inherited = False
+        while not stop.is_set():
+            try:
+                if not inherited:
+                    returned = self._worklist.abandon(self._name)
+                    inherited = True
+                    if returned:
+                        self._log.warning("returned", action="claims_returned", count=returned)
+                if not self.step():
+                    stop.wait(POLL_SECONDS)
+            except WorklistError as error:
+                self._log.error("outage", action="worklist_unavailable", error=str(error))
+                stop.wait(OUTAGE_SECONDS)
+
+    def step(self) -> bool:
+        """Claim and settle one item; False if none waits."""
+        claim = self._worklist.claim(self._name)
+        if claim is None:
+            return False
+        try:
+            self._settle(claim)
+        except WorklistError:
+            raise
+        except SpoolError as error:
+            self._fail(claim, "SPOOL_UNREADABLE", str(error))
+        # A boundary: one radiograph that breaks scoring must not end the service.
+        except Exception as error:  # noqa: BLE001
+            self._fail(claim, "SCORING_ERROR", f"{type(error).__name__} while scoring")
+        return True
+
+    def _settle(self, claim: Claim) -> None:
+        scorer, population = self._current()
+        dataset = self._load(claim)
+        admission = admit(dataset, population, warn_outside=self._warn_outside)
+        if admission.reason is not None:
+            self._refuse(claim, admission.reason, admission.explanation)
+            return
+        try:
+            normalized = normalize(dataset)
+        except PixelsError as error:
+            self._refuse(claim, error.reason, str(error))
+            return
+        score = scorer.score(normalized.array)
+        if self._worklist.scored(claim, score, (*admission.notes, *normalized.notes)):
+            self._log.info(
+                "scored",
+                action="scored",
+                sop_instance_uid=claim.sop_instance_uid,
+                probability=round(score.probability, 4),
+                flagged=score.flagged,
+                model_version=score.model_version,
+            )
+
+    def _load(self, claim: Claim) -> Dataset:
+        path = self._spool.path(claim.digest)
+        try:
+            return dcmread(path)
+        except OSError as error:
+            raise SpoolError(
+                f"instance file {path} cannot be read ({error.strerror}): restore it from backup"
+            ) from error
+
+    def _refuse(self, claim: Claim, reason: str, explanation: str) -> None:
+        if self._worklist.not_scored(claim, reason, explanation):
+            self._log.info(
+                "not scored",
+                action="not_scored",
+                sop_instance_uid=claim.sop_instance_uid,
+                reason=reason,
+            )
+
+    def _fail(self, claim: Claim, reason: str, explanation: str) -> None:
+        self._log.error(
+            "failed",
+            action="scoring_failed",
+            sop_instance_uid=claim.sop_instance_uid,
+            reason=reason,
+            attempt=claim.attempt,
+            explanation=explanation,
+        )
+        self._worklist.failed(claim, reason, explanation)

@@ -1,0 +1,551 @@
+"""The worklist: items, scores, readings and events in SQL. All SQL of the project is here.
+
+A :class:`Worklist` is what the other parts meet in. Each of its methods is one
+transaction; what it returns is a value without ties to the database.
+"""
+
+import datetime as dt
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Literal, get_args
+
+from sqlalchemy import CursorResult, Select, func, or_, select, update
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from triage.errors import NotReadable, UnknownItem, WorklistError
+from triage.identity import Instance
+from triage.scoring import Priority, Score, priority
+from triage.worklist.schema import WRITE, open_engine, require_current, unavailable
+from triage.worklist.tables import Event, Item, Reading, ScoreRecord
+
+MAX_ATTEMPTS = 3
+"""So often scoring is tried before an item is FAILED."""
+
+LEASE = dt.timedelta(seconds=60)
+RETRY_PAUSE = dt.timedelta(seconds=2)
+
+Verdict = Literal["confirmed", "rejected"]
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+
+
+class State(StrEnum):
+    """Where an item stands; ``docs/worklist.md`` draws the moves."""
+
+    RECEIVED = "RECEIVED"
+    SCORED = "SCORED"
+    NOT_SCORED = "NOT_SCORED"
+    FAILED = "FAILED"
+    CONFIRMED = "CONFIRMED"
+    REJECTED = "REJECTED"
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """An instance that is safe in the spool and may enter the worklist.
+
+    Attributes
+    ----------
+    instance : Instance
+    transfer_syntax_uid : str
+    calling_ae_title, calling_address : str
+        The console.
+    digest : str
+        Of the spooled data set.
+    size : int
+        Bytes of the data set.
+    """
+
+    instance: Instance
+    transfer_syntax_uid: str
+    calling_ae_title: str
+    calling_address: str
+    digest: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A worker's right to score an item until its lease ends."""
+
+    item_id: int
+    sop_instance_uid: str
+    digest: str
+    worker: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorklistItem:
+    """An item as a reader sees it; times are aware UTC."""
+
+    sop_instance_uid: str
+    series_instance_uid: str
+    study_instance_uid: str
+    sop_class_uid: str
+    accession_number: str
+    patient_id: str
+    modality: str
+    body_part: str
+    view_position: str
+    patient_age: str
+    patient_sex: str
+    calling_ae_title: str
+    received_at: dt.datetime
+    scored_at: dt.datetime | None
+    state: State
+    reason: str | None
+    explanation: str
+    notes: tuple[str, ...]
+    score: float | None
+    threshold: float | None
+    flagged: bool | None
+    urgency: Priority
+    priority: int
+    """Minutes: waiting time plus the urgency's head start; 0 once read. Higher is first."""
+    model_version: str | None
+    digest: str
+    waiting: dt.timedelta
+
+    def as_json(self) -> dict[str, Any]:
+        """A mapping of JSON values; the keys are a promise to scripts."""
+        return {
+            "sop_instance_uid": self.sop_instance_uid,
+            "series_instance_uid": self.series_instance_uid,
+            "study_instance_uid": self.study_instance_uid,
+            "sop_class_uid": self.sop_class_uid,
+            "accession_number": self.accession_number,
+            "patient_id": self.patient_id,
+            "modality": self.modality,
+            "body_part": self.body_part,
+            "view_position": self.view_position,
+            "patient_age": self.patient_age,
+            "patient_sex": self.patient_sex,
+            "calling_ae_title": self.calling_ae_title,
+            "received_at": self.received_at.isoformat(),
+            "scored_at": None if self.scored_at is None else self.scored_at.isoformat(),
+            "state": self.state.value,
+            "reason": self.reason,
+            "explanation": self.explanation,
+            "notes": list(self.notes),
+            "score": self.score,
+            "threshold": self.threshold,
+            "flagged": self.flagged,
+            "urgency": self.urgency.name,
+            "priority": self.priority,
+            "model_version": self.model_version,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class JournalEntry:
+    """One event of an item."""
+
+    at: dt.datetime
+    action: str
+    actor: str
+    detail: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ReadingRecord:
+    """One reading of an item."""
+
+    reader: str
+    verdict: str
+    read_at: dt.datetime
+    sampling: str
+    shown_score: float
+    shown_threshold: float
+    shown_model_version: str
+
+
+class Worklist:
+    """The worklist in one database.
+
+    Parameters
+    ----------
+    url : str
+        An SQLAlchemy URL of SQLite or PostgreSQL.
+
+    Raises
+    ------
+    WorklistError
+        There is no database, it cannot be reached, or its schema is another.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._reading = open_engine(url, create=False)
+        self._writing = self._reading.execution_options(**{WRITE: True})
+        require_current(self._reading)
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._reading.dispose()
+
+    # The receiver's side
+
+    def digest(self, sop_instance_uid: str) -> str | None:
+        """The digest of the data set that first came under a UID; None if none did."""
+        with self._transaction() as session:
+            return session.scalar(
+                select(Item.digest).where(Item.sop_instance_uid == sop_instance_uid)
+            )
+
+    def receive(self, arrival: Arrival) -> bool:
+        """Enter an instance; durable when this returns.
+
+        Returns
+        -------
+        bool
+            False if another receiver was first with this SOP Instance UID.
+        """
+        now = _now()
+        instance = arrival.instance
+        urgency = priority(instance.ordered_priority, flagged=False)
+        item = Item(
+            **{name: getattr(instance, name) for name in Instance.__slots__},
+            transfer_syntax_uid=arrival.transfer_syntax_uid,
+            calling_ae_title=arrival.calling_ae_title,
+            calling_address=arrival.calling_address,
+            digest=arrival.digest,
+            size=arrival.size,
+            received_at=now,
+            state=State.RECEIVED,
+            urgency=int(urgency),
+            rank_at=now - urgency.head_start,
+            unread=True,
+        )
+        try:
+            with self._transaction(write=True) as session:
+                session.add(item)
+                session.flush()
+                _journal(session, item.id, State.RECEIVED, arrival.calling_ae_title)
+        except IntegrityError:
+            return False
+        return True
+
+    def quarantined(self, sop_instance_uid: str, digest: str, calling_ae_title: str) -> None:
+        """Note that another data set came under a known UID and was put aside."""
+        with self._transaction(write=True) as session:
+            item_id = session.scalar(
+                select(Item.id).where(Item.sop_instance_uid == sop_instance_uid)
+            )
+            if item_id is None:
+                raise UnknownItem(_unknown(sop_instance_uid))
+            _journal(session, item_id, "QUARANTINED", calling_ae_title, {"digest": digest})
+
+    # The worker's side
+
+    def claim(self, worker: str) -> Claim | None:
+        """The next item to score, leased to a worker; None if nothing waits.
+
+        An item whose earlier claims all died with their workers is FAILED here, so that
+        one radiograph that kills the worker cannot hold up the rest.
+        """
+        with self._transaction() as session:
+            if session.scalar(_claimable(_now())) is None:
+                return None
+        while True:
+            with self._transaction(write=True) as session:
+                now = _now()
+                row = session.scalar(_claimable(now).with_for_update(skip_locked=True))
+                if row is None:
+                    return None
+                item = session.get_one(Item, row)
+                if item.attempts < MAX_ATTEMPTS:
+                    item.attempts += 1
+                    item.claimed_by, item.claimed_until = worker, now + LEASE
+                    return Claim(item.id, item.sop_instance_uid, item.digest, worker, item.attempts)
+                _fail(
+                    session,
+                    item,
+                    "WORKER_DIED",
+                    f"the worker died {MAX_ATTEMPTS} times while scoring it",
+                    worker,
+                )
+
+    def abandon(self, worker: str) -> int:
+        """Return the claims that a dead worker of this name held; their number."""
+        with self._transaction(write=True) as session:
+            result = session.execute(
+                update(Item)
+                .where(Item.claimed_by == worker, Item.state == State.RECEIVED)
+                .values(claimed_by=None, claimed_until=None)
+            )
+            return _rows(result)
+
+    def scored(self, claim: Claim, score: Score, notes: tuple[str, ...]) -> bool:
+        """Record a score and set the item's place in the reading order.
+
+        Returns
+        -------
+        bool
+            False if the claim was lost to another worker; then nothing is recorded.
+        """
+        with self._transaction(write=True) as session:
+            item = _claimed(session, claim)
+            if item is None:
+                return False
+            now = _now()
+            urgency = priority(item.ordered_priority, flagged=score.flagged)
+            item.state, item.notes = State.SCORED, list(notes)
+            item.score, item.threshold = score.probability, score.threshold
+            item.flagged, item.model_version = score.flagged, score.model_version
+            item.scored_at = now
+            item.urgency, item.rank_at = int(urgency), item.received_at - urgency.head_start
+            item.claimed_by = item.claimed_until = None
+            session.add(
+                ScoreRecord(
+                    item_id=item.id,
+                    model_version=score.model_version,
+                    probability=score.probability,
+                    threshold=score.threshold,
+                    scored_at=now,
+                )
+            )
+            _journal(
+                session,
+                item.id,
+                State.SCORED,
+                claim.worker,
+                {
+                    "probability": score.probability,
+                    "flagged": score.flagged,
+                    "model_version": score.model_version,
+                },
+            )
+            return True
+
+    def not_scored(
+        self, claim: Claim, reason: str, explanation: str, notes: tuple[str, ...] = ()
+    ) -> bool:
+        """Record why an item is not scored; False if the claim was lost."""
+        with self._transaction(write=True) as session:
+            item = _claimed(session, claim)
+            if item is None:
+                return False
+            item.state, item.reason, item.explanation = State.NOT_SCORED, reason, explanation
+            item.notes = list(notes)
+            item.claimed_by = item.claimed_until = None
+            _journal(session, item.id, State.NOT_SCORED, claim.worker, {"reason": reason})
+            return True
+
+    def failed(self, claim: Claim, reason: str, explanation: str) -> bool:
+        """Record that scoring broke: tried again after a pause, then FAILED.
+
+        Returns
+        -------
+        bool
+            False if the claim was lost to another worker.
+        """
+        with self._transaction(write=True) as session:
+            item = _claimed(session, claim)
+            if item is None:
+                return False
+            if item.attempts >= MAX_ATTEMPTS:
+                _fail(session, item, reason, explanation, claim.worker)
+            else:
+                item.claimed_by, item.claimed_until = None, _now() + RETRY_PAUSE * item.attempts
+                _journal(session, item.id, "RETRIED", claim.worker, {"reason": reason})
+            return True
+
+    # The reader's side
+
+    def items(self, state: State | None = None, limit: int | None = None) -> list[WorklistItem]:
+        """Items in reading order: unread first, then by urgency and waiting time."""
+        query = select(Item).order_by(Item.unread.desc(), Item.rank_at, Item.id)
+        if state is not None:
+            query = query.where(Item.state == state)
+        with self._transaction() as session:
+            now = _now()
+            return [_shown(item, now) for item in session.scalars(query.limit(limit))]
+
+    def item(self, sop_instance_uid: str) -> WorklistItem:
+        """One item.
+
+        Raises
+        ------
+        UnknownItem
+            No item has that UID.
+        """
+        with self._transaction() as session:
+            return _shown(_find(session, sop_instance_uid), _now())
+
+    def journal(self, sop_instance_uid: str) -> list[JournalEntry]:
+        """An item's events, oldest first."""
+        with self._transaction() as session:
+            item = _find(session, sop_instance_uid)
+            query = select(Event).where(Event.item_id == item.id).order_by(Event.id)
+            return [
+                JournalEntry(event.at, event.action, event.actor, event.detail)
+                for event in session.scalars(query)
+            ]
+
+    def readings(self, sop_instance_uid: str) -> list[ReadingRecord]:
+        """An item's readings, oldest first."""
+        with self._transaction() as session:
+            item = _find(session, sop_instance_uid)
+            query = select(Reading).where(Reading.item_id == item.id).order_by(Reading.id)
+            return [
+                ReadingRecord(**{name: getattr(row, name) for name in ReadingRecord.__slots__})
+                for row in session.scalars(query)
+            ]
+
+    def counts(self) -> dict[State, int]:
+        """How many items stand in each state."""
+        with self._transaction() as session:
+            rows = session.execute(select(Item.state, func.count()).group_by(Item.state))
+            found = {State(state): count for state, count in rows}
+            return {state: found.get(state, 0) for state in State}
+
+    def oldest_received(self) -> dt.datetime | None:
+        """When the longest waiting unscored item came; None if none waits."""
+        with self._transaction() as session:
+            return session.scalar(
+                select(Item.received_at)
+                .where(Item.state == State.RECEIVED)
+                .order_by(Item.rank_at)
+                .limit(1)
+            )
+
+    def read(self, sop_instance_uid: str, verdict: Verdict, reader: str) -> State:
+        """Append a reading and move the item to its verdict; the state it then has.
+
+        Parameters
+        ----------
+        sop_instance_uid : str
+        verdict : {'confirmed', 'rejected'}
+            Whether the reader sees the finding.
+        reader : str
+            Who; 1 to 64 characters.
+
+        Raises
+        ------
+        UnknownItem
+            No item has that UID.
+        NotReadable
+            The item has no score.
+        """
+        with self._transaction(write=True) as session:
+            item = _find(session, sop_instance_uid, lock=True)
+            if item.score is None or item.threshold is None or item.model_version is None:
+                because = f" ({item.reason})" if item.reason else ""
+                raise NotReadable(
+                    f"{sop_instance_uid} is {item.state}{because}: it has no score that could be "
+                    "confirmed or rejected; read it in the PACS"
+                )
+            state = State.CONFIRMED if verdict == "confirmed" else State.REJECTED
+            now = _now()
+            session.add(
+                Reading(
+                    item_id=item.id,
+                    reader=reader,
+                    verdict=verdict,
+                    read_at=now,
+                    sampling="flagged" if item.flagged else "unflagged",
+                    shown_score=item.score,
+                    shown_threshold=item.threshold,
+                    shown_model_version=item.model_version,
+                )
+            )
+            item.state, item.unread = state, False
+            _journal(session, item.id, state, reader)
+            return state
+
+    @contextmanager
+    def _transaction(self, *, write: bool = False) -> Iterator[Session]:
+        """One transaction; database failures leave as :class:`WorklistError`."""
+        try:
+            with Session(self._writing if write else self._reading) as session, session.begin():
+                yield session
+        except IntegrityError:
+            raise
+        except SQLAlchemyError as error:
+            raise WorklistError(unavailable(error)) from error
+
+
+def _now() -> dt.datetime:
+    return dt.datetime.now(dt.UTC)
+
+
+def _claimable(now: dt.datetime) -> Select[int]:
+    return (
+        select(Item.id)
+        .where(
+            Item.state == State.RECEIVED,
+            or_(Item.claimed_until.is_(None), Item.claimed_until < now),
+        )
+        .order_by(Item.rank_at, Item.id)
+        .limit(1)
+    )
+
+
+def _claimed(session: Session, claim: Claim) -> Item | None:
+    """The item of a claim, locked; None if the claim no longer holds."""
+    return session.scalar(
+        select(Item)
+        .where(
+            Item.id == claim.item_id,
+            Item.state == State.RECEIVED,
+            Item.claimed_by == claim.worker,
+            Item.attempts == claim.attempt,
+        )
+        .with_for_update()
+    )
+
+
+def _fail(session: Session, item: Item, reason: str, explanation: str, actor: str) -> None:
+    item.state, item.reason, item.explanation = State.FAILED, reason, explanation
+    item.claimed_by = item.claimed_until = None
+    _journal(session, item.id, State.FAILED, actor, {"reason": reason})
+
+
+def _find(session: Session, sop_instance_uid: str, *, lock: bool = False) -> Item:
+    query = select(Item).where(Item.sop_instance_uid == sop_instance_uid)
+    item = session.scalar(query.with_for_update() if lock else query)
+    if item is None:
+        raise UnknownItem(_unknown(sop_instance_uid))
+    return item
+
+
+def _unknown(sop_instance_uid: str) -> str:
+    return (
+        f"no worklist item has SOP Instance UID {sop_instance_uid[:64]!r}: "
+        "`triage worklist` lists them"
+    )
+
+
+def _journal(
+    session: Session,
+    item_id: int,
+    action: str,
+    actor: str,
+    detail: dict[str, Any] | None = None,
+) -> None:
+    session.add(
+        Event(item_id=item_id, at=_now(), action=str(action), actor=actor, detail=detail or {})
+    )
+
+
+def _rows(result: Any) -> int:
+    return result.rowcount if isinstance(result, CursorResult) else 0
+
+
+def _shown(item: Item, now: dt.datetime) -> WorklistItem:
+    copied = {
+        name: getattr(item, name)
+        for name in WorklistItem.__slots__
+        if name not in {"state", "notes", "urgency", "priority", "waiting"}
+    }
+    minutes = round((now - item.rank_at) / dt.timedelta(minutes=1))
+    return WorklistItem(
+        **copied,
+        state=State(item.state),
+        notes=tuple(item.notes),
+        urgency=Priority(item.urgency),
+        priority=minutes if item.unread else 0,
+        waiting=now - item.received_at,
+    )

@@ -1,0 +1,1 @@
+"""One module per schema revision; never edited after its release."""

@@ -1,0 +1,161 @@
+"""Opening the database, and moving its schema to this program's revision."""
+
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from triage.errors import SchemaError, WorklistError
+
+HEAD = "0001"
+"""The schema revision of this program; the newest module in ``migrations/versions``."""
+
+REVISIONS = ("0001",)
+"""All revisions that this program knows, oldest first."""
+
+WRITE = "triage_write"
+"""Execution option: the transaction writes, so SQLite takes its lock at the beginning."""
+
+BUSY_MILLISECONDS = 30_000
+
+
+def open_engine(url: str, *, create: bool) -> Engine:
+    """An engine whose transactions are durable and whose writers wait for each other.
+
+    Parameters
+    ----------
+    url : str
+        An SQLAlchemy URL of SQLite or PostgreSQL.
+    create : bool
+        Whether an SQLite file that is not there is made.
+
+    Raises
+    ------
+    WorklistError
+        The URL is not usable, or there is no database.
+    """
+    try:
+        parsed = make_url(url)
+        if parsed.get_backend_name() == "postgresql":
+            engine = create_engine(parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True)
+        elif parsed.get_backend_name() == "sqlite" and parsed.database:
+            engine = _open_sqlite(url, Path(parsed.database), create=create)
+        else:
+            raise WorklistError(
+                "TRIAGE_DATABASE_URL must be sqlite:///FILE or postgresql://USER@HOST/DATABASE"
+            )
+    except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
+        raise WorklistError(
+            f"TRIAGE_DATABASE_URL cannot be used ({type(error).__name__}): write sqlite:///FILE, "
+            "or postgresql://USER@HOST/DATABASE with the extra cxr-triage[postgres] installed"
+        ) from None
+    return engine
+
+
+def _open_sqlite(url: str, file: Path, *, create: bool) -> Engine:
+    if not create and not file.exists():
+        raise WorklistError(
+            f"there is no worklist at {file}: start `triage serve`, run `triage migrate`, or set "
+            "TRIAGE_HOME to the folder that has one"
+        )
+    engine = create_engine(url)
+
+    @event.listens_for(engine, "connect")
+    def _configure(connection: Any, _record: ConnectionPoolEntry) -> None:
+        # The driver's own BEGIN comes too late to read and write in one transaction.
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        cursor.execute(f"PRAGMA busy_timeout = {BUSY_MILLISECONDS}")
+        cursor.execute("PRAGMA journal_mode = WAL")
+        cursor.execute("PRAGMA synchronous = FULL")
+        cursor.execute("PRAGMA foreign_keys = ON")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        write = connection.get_execution_options().get(WRITE, False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+    return engine
+
+
+def revision(engine: Engine) -> str | None:
+    """The database's schema revision; None if it has no schema yet.
+
+    Raises
+    ------
+    WorklistError
+        The database cannot be reached.
+    """
+    try:
+        with engine.connect() as connection:
+            if not inspect(connection).has_table("alembic_version"):
+                return None
+            found = connection.scalar(text("SELECT version_num FROM alembic_version"))
+            return None if found is None else str(found)
+    except SQLAlchemyError as error:
+        raise WorklistError(unavailable(error)) from error
+
+
+def require_current(engine: Engine) -> None:
+    """Refuse a database whose schema is not this program's.
+
+    Raises
+    ------
+    SchemaError
+        It is older (migrate it), or newer (use the newer program).
+    """
+    found = revision(engine)
+    if found == HEAD:
+        return
+    _refuse_newer(found)
+    raise SchemaError(
+        f"the worklist's schema is {found or 'empty'}, this program's is {HEAD}: run "
+        "`triage migrate`"
+    )
+
+
+def migrate(engine: Engine) -> str | None:
+    """Bring the schema to this program's revision; the revision it had before.
+
+    Raises
+    ------
+    SchemaError
+        It is newer than this program.
+    WorklistError
+        The database cannot be reached or written.
+    """
+    before = revision(engine)
+    if before == HEAD:
+        return before
+    _refuse_newer(before)
+    # Alembic takes a good part of a second to import, and is needed once in a release.
+    from alembic import command
+    from alembic.config import Config as AlembicConfig
+
+    settings = AlembicConfig()
+    settings.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    try:
+        with engine.execution_options(**{WRITE: True}).begin() as connection:
+            settings.attributes["connection"] = connection
+            command.upgrade(settings, HEAD)
+    except SQLAlchemyError as error:
+        raise WorklistError(unavailable(error)) from error
+    return before
+
+
+def _refuse_newer(found: str | None) -> None:
+    if found is not None and found not in REVISIONS:
+        raise SchemaError(
+            f"the worklist's schema is {found}, which this program does not know (it knows up to "
+            f"{HEAD}): it was made by a newer version of cxr-triage; install that one"
+        )
+
+
+def unavailable(error: SQLAlchemyError) -> str:
+    """A database failure in one line, without statement and parameters."""
+    cause = getattr(error, "orig", None) or error
+    return f"the worklist database cannot be used: {' '.join(str(cause).split())[:300]}"

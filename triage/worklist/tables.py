@@ -1,0 +1,154 @@
+"""The tables. ``docs/worklist.md`` describes them for people who query the database."""
+
+import datetime as dt
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    DateTime,
+    Dialect,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    SmallInteger,
+    String,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+
+class UtcDateTime(TypeDecorator[dt.datetime]):
+    """An aware time, stored as UTC without a zone; naive times are refused."""
+
+    impl = DateTime
+    cache_ok = True
+
+    def process_bind_param(
+        self,
+        value: dt.datetime | None,
+        dialect: Dialect,  # noqa: ARG002
+    ) -> dt.datetime | None:
+        """Aware to UTC without a zone."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("a time without a time zone")
+        return value.astimezone(dt.UTC).replace(tzinfo=None)
+
+    def process_result_value(
+        self,
+        value: dt.datetime | None,
+        dialect: Dialect,  # noqa: ARG002
+    ) -> dt.datetime | None:
+        """UTC without a zone to aware."""
+        return None if value is None else value.replace(tzinfo=dt.UTC)
+
+
+# SQLite numbers rows by itself only in a column declared INTEGER.
+_Key = BigInteger().with_variant(Integer, "sqlite")
+
+
+class Base(DeclarativeBase):
+    """Base of all tables."""
+
+
+class Item(Base):
+    """A worklist item: one received SOP instance and where it stands."""
+
+    __tablename__ = "items"
+
+    id: Mapped[int] = mapped_column(_Key, primary_key=True)
+    sop_instance_uid: Mapped[str] = mapped_column(String(64), unique=True)
+    sop_class_uid: Mapped[str] = mapped_column(String(64))
+    series_instance_uid: Mapped[str] = mapped_column(String(64))
+    study_instance_uid: Mapped[str] = mapped_column(String(64), index=True)
+    transfer_syntax_uid: Mapped[str] = mapped_column(String(64))
+    patient_id: Mapped[str] = mapped_column(String(64))
+    accession_number: Mapped[str] = mapped_column(String(64))
+    modality: Mapped[str] = mapped_column(String(64))
+    body_part: Mapped[str] = mapped_column(String(64))
+    view_position: Mapped[str] = mapped_column(String(64))
+    patient_age: Mapped[str] = mapped_column(String(64))
+    patient_sex: Mapped[str] = mapped_column(String(64))
+    ordered_priority: Mapped[str] = mapped_column(String(64))
+    calling_ae_title: Mapped[str] = mapped_column(String(16))
+    calling_address: Mapped[str] = mapped_column(String(64))
+    digest: Mapped[str] = mapped_column(String(64))
+    size: Mapped[int] = mapped_column(BigInteger)
+    received_at: Mapped[dt.datetime] = mapped_column(UtcDateTime)
+
+    state: Mapped[str] = mapped_column(String(16))
+    reason: Mapped[str | None] = mapped_column(String(64))
+    explanation: Mapped[str] = mapped_column(Text, default="")
+    notes: Mapped[list[str]] = mapped_column(JSON, default=list)
+
+    scored_at: Mapped[dt.datetime | None] = mapped_column(UtcDateTime)
+    score: Mapped[float | None] = mapped_column(Float)
+    threshold: Mapped[float | None] = mapped_column(Float)
+    flagged: Mapped[bool | None] = mapped_column(Boolean)
+    model_version: Mapped[str | None] = mapped_column(String(128))
+
+    urgency: Mapped[int] = mapped_column(SmallInteger)
+    """A :class:`triage.scoring.Priority`."""
+    rank_at: Mapped[dt.datetime] = mapped_column(UtcDateTime)
+    """``received_at`` less the urgency's head start: ascending is reading order."""
+    unread: Mapped[bool] = mapped_column(Boolean)
+
+    claimed_by: Mapped[str | None] = mapped_column(String(128))
+    claimed_until: Mapped[dt.datetime | None] = mapped_column(UtcDateTime)
+    attempts: Mapped[int] = mapped_column(SmallInteger, default=0)
+
+    __table_args__ = (
+        Index("ix_items_reading_order", unread.desc(), "rank_at", "id"),
+        Index("ix_items_state", "state", "rank_at", "id"),
+    )
+
+
+class ScoreRecord(Base):
+    """What one model version said of one item; at most once."""
+
+    __tablename__ = "scores"
+
+    id: Mapped[int] = mapped_column(_Key, primary_key=True)
+    item_id: Mapped[int] = mapped_column(ForeignKey("items.id"))
+    model_version: Mapped[str] = mapped_column(String(128))
+    probability: Mapped[float] = mapped_column(Float)
+    threshold: Mapped[float] = mapped_column(Float)
+    scored_at: Mapped[dt.datetime] = mapped_column(UtcDateTime)
+
+    __table_args__ = (UniqueConstraint("item_id", "model_version"),)
+
+
+class Reading(Base):
+    """A radiologist's verdict. Appended, never edited."""
+
+    __tablename__ = "readings"
+
+    id: Mapped[int] = mapped_column(_Key, primary_key=True)
+    item_id: Mapped[int] = mapped_column(ForeignKey("items.id"), index=True)
+    reader: Mapped[str] = mapped_column(String(64))
+    verdict: Mapped[str] = mapped_column(String(16))
+    read_at: Mapped[dt.datetime] = mapped_column(UtcDateTime)
+    sampling: Mapped[str] = mapped_column(String(16))
+    """How the item came to be read: ``flagged`` or ``unflagged``."""
+    shown_score: Mapped[float] = mapped_column(Float)
+    shown_threshold: Mapped[float] = mapped_column(Float)
+    shown_model_version: Mapped[str] = mapped_column(String(128))
+
+
+class Event(Base):
+    """A move of an item, in order. Appended, never edited; no patient data."""
+
+    __tablename__ = "events"
+
+    id: Mapped[int] = mapped_column(_Key, primary_key=True)
+    item_id: Mapped[int] = mapped_column(ForeignKey("items.id"), index=True)
+    at: Mapped[dt.datetime] = mapped_column(UtcDateTime)
+    action: Mapped[str] = mapped_column(String(32))
+    actor: Mapped[str] = mapped_column(String(128))
+    detail: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
