@@ -18,12 +18,12 @@ from typing import Any, Literal
 import keras
 import numpy as np
 import numpy.typing as npt
-import openvino as ov
 
 from training.dataset import CLASSES, Case, Part, Snapshot
 from training.evaluate import figures, threshold_for
 from training.networks import build
 from triage.errors import DataError
+from triage.network import openvino
 from triage.pixels import SIDE, fingerprint
 from triage.registry import DESCRIPTION, EXPORTED, FORMAT, file_hash
 
@@ -312,7 +312,7 @@ def _describe(
             "versions": {
                 "python": platform.python_version(),
                 "keras": keras.__version__,
-                "openvino": ov.__version__.split("-")[0],
+                "openvino": openvino().__version__.split("-")[0],
             },
         },
         "parent": None,
@@ -357,6 +357,7 @@ def export(network: keras.Model, path: Path) -> None:
     path : Path
         Ends in ``.xml``; the weights go beside it in ``.bin``.
     """
+    ov = openvino()
     converted = ov.convert_model(network, input=ov.PartialShape([-1, SIDE, SIDE, 1]))
     ov.save_model(converted, path, compress_to_fp16=False)
 

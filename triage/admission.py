@@ -25,8 +25,10 @@ FRONTAL_VIEWS = frozenset({"PA", "AP"})
 
 # PS3.16 CID 4010, in SNOMED CT and in the SRT codes that older consoles send.
 _FRONTAL_CODES = frozenset({"272479007", "399348003", "399033003", "R-10214", "R-40888", "R-10206"})
-# PS3.16 CID 4009 and CID 4: chest, thoracic cavity, lung.
-_CHEST_CODES = frozenset({"51185008", "43799004", "39607008", "T-D3000", "T-D3200", "T-28000"})
+# PS3.16 CID 4009 and CID 4: chest, thorax, thoracic cavity, lung.
+_CHEST_CODES = frozenset(
+    {"816094009", "51185008", "43799004", "39607008", "T-D3000", "T-D3200", "T-28000"}
+)
 _CHEST_PARTS = frozenset({"CHEST", "THORAX", "LUNG", "LUNGS"})
 _CHEST_WORDS = re.compile(r"\b(chest|thorax|thoracic|lungs?|cxr)\b", re.IGNORECASE)
 _AGE = re.compile(r"(\d{3})([DWMY])")

@@ -1,12 +1,26 @@
 """A model version's network, compiled by OpenVINO. No TensorFlow here."""
 
+import sys
+from importlib import import_module
+from types import ModuleType
+
 import numpy as np
-import openvino as ov
 
 from triage.errors import ModelError
 from triage.pixels import SIDE, Array, fingerprint
 from triage.registry import EXPORTED, ModelVersion
 from triage.scoring import Score
+
+
+def openvino() -> ModuleType:
+    """OpenVINO, without its telemetry.
+
+    Left alone, ``import openvino`` forks a child that reports to the vendor over the
+    internet and writes to the user's home. A process beside a PACS does neither: where
+    the telemetry package cannot be imported, OpenVINO does without.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    return import_module("openvino")
 
 
 class Network:
@@ -29,6 +43,7 @@ class Network:
                 f"this program makes {fingerprint()}: use a model trained with this program"
             )
         self._model = model
+        ov = openvino()
         try:
             core = ov.Core()
             network = core.read_model(model.folder / EXPORTED)

@@ -246,7 +246,8 @@ class _Lut:
 
     def apply(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         index = np.clip(np.rint(values) - self.first, 0, len(self.entries) - 1)
-        return np.take(self.entries, index.astype(np.intp))
+        mapped: npt.NDArray[np.float64] = np.take(self.entries, index.astype(np.intp))
+        return mapped
 
 
 def _first_lut(dataset: Dataset, keyword: str, notes: list[str]) -> _Lut | None:

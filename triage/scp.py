@@ -12,6 +12,7 @@ from typing import Any, cast
 import structlog
 from pydicom import Dataset, dcmread
 from pydicom.uid import (
+    JPEG2000,
     ComputedRadiographyImageStorage,
     DeflatedExplicitVRLittleEndian,
     DigitalXRayImageStorageForPresentation,
@@ -19,10 +20,14 @@ from pydicom.uid import (
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    JPEG2000Lossless,
     JPEGBaseline8Bit,
     JPEGExtended12Bit,
     JPEGLossless,
     JPEGLosslessSV1,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
+    RLELossless,
     SecondaryCaptureImageStorage,
 )
 from pynetdicom import AE, evt
@@ -59,6 +64,11 @@ TRANSFER_SYNTAXES = (
     JPEGExtended12Bit,
     JPEGLosslessSV1,
     JPEGLossless,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
+    JPEG2000Lossless,
+    JPEG2000,
+    RLELossless,
     JPEG_PROGRESSIVE,
 )
 

@@ -32,6 +32,10 @@ class Sent:
     explanation: str = ""
 
 
+class _NotTaken(DicomError):
+    """The receiver is there, and does not take this kind of file."""
+
+
 @dataclass(frozen=True, slots=True)
 class Destination:
     """A storage SCP.
@@ -102,7 +106,11 @@ def send(paths: Sequence[Path], destination: Destination) -> Iterator[Sent]:
                 ae = AE(CALLING_AE_TITLE)
                 ae.add_requested_context(*wanted)
                 ae.maximum_pdu_size = 131_072
-                association, context = _associate(ae, destination), wanted
+                try:
+                    association, context = _associate(ae, destination), wanted
+                except _NotTaken as error:
+                    yield Sent(path, accepted=False, explanation=str(error))
+                    continue
             yield _store(association, path)
     finally:
         if association is not None and association.is_established:
@@ -141,11 +149,8 @@ def _associate(ae: AE, destination: Destination):  # type: ignore[no-untyped-def
     if association.is_rejected:
         answer = association.acceptor.primitive
         raise DicomError(f"{destination} rejected the association: {answer.reason_str}")
-    if association.acceptor.accepted_contexts or association.is_aborted:
-        raise DicomError(
-            f"{destination} accepts none of the SOP class and transfer syntax, or ended the "
-            "association"
-        )
+    if association.rejected_contexts:
+        raise _NotTaken("the receiver does not take its SOP class in its transfer syntax")
     raise DicomError(
         f"no answer from {destination}: is `triage serve` running there, and are host and port "
         "right?"

@@ -1,8 +1,8 @@
 """Runs the parts of the service as processes and starts again those that die."""
 
+import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -131,7 +131,8 @@ def stop_with_parent(stop: threading.Event) -> None:
     """Set an event when standard input ends, which it does when the supervisor dies."""
 
     def watch() -> None:
-        while sys.stdin.buffer.read(1):
+        # Not through sys.stdin: its lock, held while reading, would hold up our own end.
+        while os.read(0, 1):
             pass
         stop.set()
 

@@ -1,0 +1,58 @@
+# make demo   set everything up and watch radiographs become a worklist
+# make test   set everything up and pass all tests
+# Both work from a fresh clone on a machine with Python 3.11, make and apt.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+ONCE ?=
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+APT := $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+# A command of each Debian package that the tests need, and the packages.
+PROGRAMS := dcmsend dciodvfy pg_lsclusters ps
+PACKAGES := dcmtk dicom3tools postgresql procps
+
+.PHONY: demo test lint pytest bench samples clean
+
+demo: $(VENV)/runs
+	@$(BIN)/python deploy/demo.py $(if $(ONCE),--once)
+
+test: lint pytest
+
+lint: $(VENV)/tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+pytest: $(VENV)/tests $(VENV)/programs
+	$(BIN)/python -m pytest $(PYTEST)
+
+bench: $(VENV)/tests $(VENV)/programs
+	$(BIN)/python -m tests.benchmarks
+
+samples: $(VENV)/runs
+	$(BIN)/python sample_dicom/draw.py
+
+clean:
+	rm -rf $(VENV) build *.egg-info
+
+$(VENV)/bin/python:
+	@$(PYTHON) -m venv $(VENV) || { $(APT) update -q && $(APT) install -qy python3.11-venv && $(PYTHON) -m venv --clear $(VENV); }
+
+$(VENV)/runs: $(VENV)/bin/python pyproject.toml constraints.txt
+	@echo "Installing cxr-triage into $(VENV)"
+	@$(PIP) -e .
+	@touch $@
+
+$(VENV)/tests: $(VENV)/runs
+	@echo "Installing what the tests need, TensorFlow among it"
+	@$(PIP) -e '.[test]'
+	@touch $@
+
+$(VENV)/programs: $(VENV)/bin/python
+	@for program in $(PROGRAMS); do command -v $$program >/dev/null || missing=1; done; \
+	if [ -n "$$missing" ]; then $(APT) update -q && $(APT) install -qy --no-install-recommends $(PACKAGES); fi
+	@touch $@

@@ -1,0 +1,1 @@
+"""Synthetic radiographs, and the program that draws them."""

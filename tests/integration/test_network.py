@@ -1,0 +1,41 @@
+"""The exported network in the scoring process."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from triage.network import Network
+from triage.pixels import SIDE
+from triage.registry import ModelVersion
+
+BUNDLED = sorted((Path(__file__).parents[2] / "triage" / "bundled").glob("*/model.json"))
+
+
+def test_a_bundled_model_gives_probabilities() -> None:
+    """Any array in range gets a probability, the same one each time."""
+    network = Network(ModelVersion.load(BUNDLED[-1].parent))
+    array = np.random.default_rng(1).random((SIDE, SIDE), np.float32)
+    first = network.score(array)
+    assert 0.0 <= first.probability <= 1.0
+    assert network.score(array) == first
+    assert first.model_version == network.model_version
+
+
+def test_scoring_does_not_call_home(tmp_path: Path) -> None:
+    """OpenVINO's telemetry is not loaded, forks nothing and writes nothing to the home."""
+    program = f"""
+import subprocess, sys, os
+from pathlib import Path
+from triage.network import Network
+from triage.registry import ModelVersion
+Network(ModelVersion.load(Path({str(BUNDLED[-1].parent)!r})))
+children = Path(f"/proc/self/task/{{os.getpid()}}/children").read_text()
+assert not children, children
+assert sys.modules.get("openvino_telemetry") is None
+"""
+    # Its variables for continuous integration would switch telemetry off by themselves.
+    environment = {"HOME": str(tmp_path), "PATH": "", "PYTHONPATH": ":".join(sys.path)}
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True, timeout=120)
+    assert not list(tmp_path.iterdir())
