@@ -86,8 +86,11 @@ class Service:
     def answers(self) -> bool:
         """Whether the receiver answers C-ECHO."""
         try:
+            # pynetdicom leaks the socket of a refused connection: first see whether there is one.
+            with socket.create_connection(("127.0.0.1", self.port), timeout=2.0):
+                pass
             echo(self.destination, timeout=2.0)
-        except TriageError:
+        except (TriageError, OSError):
             return False
         return True
 

@@ -10,13 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pydicom import Dataset
+from pydicom.multival import MultiValue
 from pydicom.uid import (
     UID,
     ComputedRadiographyImageStorage,
     DigitalXRayImageStorageForPresentation,
 )
 
-from triage.identity import text
+from triage.identity import items, text, value_of
 
 SCORED_CLASSES: frozenset[UID] = frozenset(
     {ComputedRadiographyImageStorage, DigitalXRayImageStorageForPresentation}
@@ -105,7 +106,9 @@ def _kind(header: Dataset) -> tuple[str, str] | None:
         return "SOP_CLASS_NOT_SCORED", f"{name} is kept and not scored"
     if text(header, "PresentationIntentType").upper() == "FOR PROCESSING":
         return "FOR_PROCESSING", "the image is for processing, not for presentation"
-    image_type = [str(value).upper() for value in header.get("ImageType") or []]
+    stated = value_of(header, "ImageType")
+    values = stated if isinstance(stated, MultiValue) else [stated]
+    image_type = [str(value).upper() for value in values]
     if "DERIVED" in image_type[:1]:
         return "DERIVED", "Image Type says that the image is derived from another"
     if "LOCALIZER" in image_type:
@@ -124,7 +127,7 @@ def _chest(header: Dataset, notes: list[str]) -> tuple[str, str] | None:
     part = text(header, "BodyPartExamined").upper()
     if part in _CHEST_PARTS:
         return None
-    regions = header.get("AnatomicRegionSequence") or []
+    regions = items(header, "AnatomicRegionSequence")
     named = [text(header, keyword) for keyword in ("SeriesDescription", "ProtocolName")]
     if not part:  # the study may be of several parts: it speaks only where no part is named
         named.append(text(header, "StudyDescription"))
@@ -142,7 +145,7 @@ def _chest(header: Dataset, notes: list[str]) -> tuple[str, str] | None:
 def _view(header: Dataset) -> tuple[str, str] | None:
     """Frontal by View Position or View Code; never by the lack of them."""
     position = text(header, "ViewPosition").upper()
-    views = [text(item, "CodeValue") for item in header.get("ViewCodeSequence") or []]
+    views = [text(item, "CodeValue") for item in items(header, "ViewCodeSequence")]
     views = [view for view in views if view]
     if position and position not in FRONTAL_VIEWS:
         return "VIEW_NOT_FRONTAL", f"View Position is {position[:16]}, not PA or AP"

@@ -2,9 +2,11 @@
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from pydicom import Dataset
 from pydicom.multival import MultiValue
+from pydicom.sequence import Sequence
 
 from triage.errors import DicomError
 
@@ -70,21 +72,36 @@ class Instance:
         )
 
 
-def text(header: Dataset, keyword: str) -> str:
-    """An element's first value as text without padding; empty if absent or unreadable."""
+def value_of(header: Dataset, keyword: str) -> Any:
+    """An element's value; None if it is absent, empty or unreadable."""
     try:
-        value = header.get(keyword)
+        return header.get(keyword)
     # A boundary: converting a malformed element raises what pydicom likes.
     except Exception:  # noqa: BLE001
-        return ""
+        return None
+
+
+def items(header: Dataset, keyword: str) -> tuple[Dataset, ...]:
+    """A sequence's items; none if it is absent, empty or unreadable."""
+    value = value_of(header, keyword)
+    return tuple(value) if isinstance(value, Sequence) else ()
+
+
+def text(header: Dataset, keyword: str) -> str:
+    """An element's first value as text without padding; empty if absent or unreadable."""
+    return _whole_text(header, keyword)[:64]
+
+
+def _whole_text(header: Dataset, keyword: str) -> str:
+    value = value_of(header, keyword)
     if isinstance(value, MultiValue):
         value = value[0] if value else None
     # PostgreSQL text cannot hold NUL, which some consoles pad with.
-    return "" if value is None else str(value).replace("\0", "").strip()[:64]
+    return "" if value is None else str(value).replace("\0", "").strip()
 
 
 def _uid(header: Dataset, keyword: str) -> str:
-    value = text(header, keyword)
+    value = _whole_text(header, keyword)  # one cut short would be another instance's
     if not value:
         raise DicomError(f"{keyword} is missing or empty")
     if not valid_uid(value):
@@ -94,6 +111,6 @@ def _uid(header: Dataset, keyword: str) -> str:
 
 def _ordered_priority(header: Dataset) -> str:
     """Requested Procedure Priority at the top or in the request attributes."""
-    items = header.get("RequestAttributesSequence") or []
-    found = [text(item, "RequestedProcedurePriority") for item in (header, *items)]
+    places = (header, *items(header, "RequestAttributesSequence"))
+    found = [text(place, "RequestedProcedurePriority") for place in places]
     return next((value.upper() for value in found if value), "")

@@ -24,10 +24,12 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
+from pydicom.multival import MultiValue
 from pydicom.pixels.utils import pixel_array
 from pydicom.uid import UID, JPEGBaseline8Bit
 
 from triage.errors import PixelsError
+from triage.identity import value_of
 
 SIDE = 256
 """Rows and columns of a normalized array."""
@@ -146,11 +148,11 @@ def _decode(dataset: Dataset) -> _Stored:
     """Stored values of the single frame, colour turned into luma."""
     if "PixelData" not in dataset:
         raise PixelsError("PIXEL_DATA_ABSENT", "the data set has no Pixel Data (7FE0,0010)")
-    rows, columns = dataset.get("Rows") or 0, dataset.get("Columns") or 0
+    rows, columns = _number(dataset, "Rows") or 0, _number(dataset, "Columns") or 0
     if rows * columns > MAX_PIXELS:
         raise PixelsError(
             "PICTURE_TOO_LARGE",
-            f"{rows} x {columns} pixels; at most {MAX_PIXELS} pixels are decoded",
+            f"{rows:.0f} x {columns:.0f} pixels; at most {MAX_PIXELS} pixels are decoded",
         )
     try:
         values = _pixels(dataset)
@@ -161,14 +163,14 @@ def _decode(dataset: Dataset) -> _Stored:
             f"Pixel Data cannot be decoded: {type(error).__name__}: {_one_line(error)}",
         ) from error
     photometric = str(dataset.get("PhotometricInterpretation", ""))
-    if values.ndim == 3 and values.shape[2] == 3:
-        picture = Image.fromarray(values.astype(np.uint8, copy=False), "RGB")
+    if values.ndim == 3 and values.shape[2] == 3 and values.dtype == np.uint8:
+        picture = Image.fromarray(values, "RGB")
         return _Stored(np.asarray(picture.convert("L")), 0, 255)
     if values.ndim != 2 or photometric not in {"MONOCHROME1", "MONOCHROME2"}:
         raise PixelsError(
             "PHOTOMETRIC_UNSUPPORTED",
             f"Photometric Interpretation {photometric!r} with shape {values.shape} is not one "
-            "grey or RGB picture",
+            "grey or 8-bit RGB picture",
         )
     bits = int(dataset.BitsStored)
     if not 1 <= bits <= 16:
@@ -225,7 +227,7 @@ def _voi(
     if center is None or width is None:
         notes.append("VOI_ABSENT")
         return values
-    function = str(dataset.get("VOILUTFunction") or "LINEAR").upper()
+    function = str(value_of(dataset, "VOILUTFunction") or "LINEAR").upper()
     if function == "SIGMOID" and width > 0:
         exponent = np.clip(-4.0 * (values - center) / width, -700.0, 700.0)
         return np.asarray(1.0 / (1.0 + np.exp(exponent)), np.float64)
@@ -252,7 +254,7 @@ class _Lut:
 
 def _first_lut(dataset: Dataset, keyword: str, notes: list[str]) -> _Lut | None:
     """The first item's look-up table, or nothing (noted) if it is broken."""
-    items = dataset.get(keyword)
+    items = value_of(dataset, keyword)
     if not items:
         return None
     try:
@@ -264,9 +266,10 @@ def _first_lut(dataset: Dataset, keyword: str, notes: list[str]) -> _Lut | None:
         count = count or 65_536
         if first >= 32_768 and dataset.get("PixelRepresentation") == 1:
             first -= 65_536
-        if not 8 <= bits <= 16 or len(entries) < count:
+        if not 8 <= bits <= 16 or not 0 < count <= len(entries):
             raise ValueError(f"{count} entries of {bits} bits announced, {len(entries)} found")
-    except (AttributeError, TypeError, ValueError):
+    # A boundary: converting a malformed item raises what pydicom likes.
+    except Exception:  # noqa: BLE001
         notes.append(
             "MODALITY_LUT_INVALID" if keyword == "ModalityLUTSequence" else "VOI_LUT_INVALID"
         )
@@ -281,7 +284,7 @@ def _inverted(dataset: Dataset, notes: list[str]) -> bool:
     (PS3.3 C.8.11.3.1.2); where it does not, that is noted.
     """
     inverted = bool(dataset.get("PhotometricInterpretation") == "MONOCHROME1")
-    shape = dataset.get("PresentationLUTShape")
+    shape = value_of(dataset, "PresentationLUTShape")
     if shape and (shape == "INVERSE") != inverted:
         notes.append("POLARITY_CONFLICT")
     return inverted
@@ -289,11 +292,11 @@ def _inverted(dataset: Dataset, notes: list[str]) -> bool:
 
 def _padding(dataset: Dataset, stored: _Stored) -> tuple[int, int] | None:
     """The inclusive range of stored values that are padding (PS3.3 C.7.5.1.1.2)."""
-    first = dataset.get("PixelPaddingValue")
+    first = _number(dataset, "PixelPaddingValue")
     if first is None:
         return None
-    last = dataset.get("PixelPaddingRangeLimit")
-    ends = [_as_stored(value, stored) for value in (first, first if last is None else last)]
+    last = _number(dataset, "PixelPaddingRangeLimit")
+    ends = [_as_stored(int(value), stored) for value in (first, first if last is None else last)]
     return min(ends), max(ends)
 
 
@@ -310,7 +313,9 @@ def _finish(
     stored: _Stored, table: npt.NDArray[np.float64], padding: tuple[int, int] | None
 ) -> Array:
     """Stretch the contrast, look the picture up and resize it."""
-    counts = np.bincount((stored.values - stored.low).ravel(), minlength=len(table))
+    # Where each pixel's value stands in the table; signed 16 bits would overflow.
+    places = stored.values.astype(np.int32) - stored.low if stored.low else stored.values
+    counts = np.bincount(places.ravel(), minlength=len(table))
     blank = np.zeros(len(table), np.bool_)
     if padding is not None:
         blank[max(padding[0] - stored.low, 0) : max(padding[1] - stored.low + 1, 0)] = True
@@ -320,7 +325,7 @@ def _finish(
         raise PixelsError("PICTURE_BLANK", "the picture has one grey value and shows nothing")
     shown = np.clip((table - black) / (white - black), 0.0, 1.0).astype(np.float32)
     shown[blank] = 0.0
-    picture = Image.fromarray(shown[stored.values - stored.low])
+    picture = Image.fromarray(shown[places])
     small = picture.resize((SIDE, SIDE), Image.Resampling.BILINEAR)
     return np.clip(np.asarray(small, np.float32), 0.0, 1.0)
 
@@ -348,16 +353,14 @@ def _tails(table: npt.NDArray[np.float64], counts: npt.NDArray[np.int64]) -> tup
 
 
 def _number(dataset: Dataset, keyword: str) -> float | None:
-    """The first value of a decimal element, or nothing if it is empty or not a number."""
-    value = dataset.get(keyword)
-    if value is None:
-        return None
+    """The first value of a numeric element, or nothing if it is empty or not a usable number."""
+    value = value_of(dataset, keyword)
     try:
-        first = value if isinstance(value, str | int | float) else value[0]
-        number = float(first)
+        number = float(value[0] if isinstance(value, MultiValue) else value)
     except (TypeError, ValueError, IndexError):
         return None
-    return number if np.isfinite(number) else None
+    # Beyond these, arithmetic overflows into NaN, and no header means them.
+    return number if number == 0 or 1e-30 < abs(number) < 1e30 else None
 
 
 def _one_line(error: Exception) -> str:

@@ -1,0 +1,214 @@
+"""Cheap DICOM data sets for tests: small, smooth, and odd in exactly the way that is asked.
+
+``sample_dicom/draw.py`` draws chests; a picture here is a few soft waves. What is passed as
+``picture`` is what a display should show: the stored values are inverted under MONOCHROME1,
+and again under a negative rescale slope.
+"""
+
+import subprocess
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from pydicom import Dataset, dcmread, dcmwrite
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import (
+    UID,
+    ComputedRadiographyImageStorage,
+    DigitalXRayImageStorageForPresentation,
+    ExplicitVRLittleEndian,
+    generate_uid,
+)
+
+Picture = npt.NDArray[np.float64]
+"""float64, shape (rows, columns), 0.0 (black) to 1.0 (white), as displayed."""
+
+_SAME_FOR_ALL = {
+    "ImageType": ["ORIGINAL", "PRIMARY"],
+    "PatientName": "Test^Child",
+    "PatientID": "T-1",
+    "PatientSex": "F",
+    "PatientAge": "003Y",
+    "PatientBirthDate": "20221104",
+    "StudyDate": "20260105",
+    "StudyTime": "101500",
+    "StudyID": "1",
+    "AccessionNumber": "A-1",
+    "ReferringPhysicianName": "",
+    "Manufacturer": "",
+    "SeriesNumber": 1,
+    "InstanceNumber": 1,
+    "BodyPartExamined": "CHEST",
+    "ViewPosition": "PA",
+    "PatientOrientation": ["L", "F"],
+    "Laterality": "",
+}
+_OF_DX = {
+    "PresentationIntentType": "FOR PRESENTATION",
+    "PixelIntensityRelationship": "LOG",
+    "ImageLaterality": "U",
+    "BurnedInAnnotation": "NO",
+    "LossyImageCompression": "00",
+    "AcquisitionContextSequence": [],
+}
+
+
+def picture(seed: int, rows: int = 48, columns: int = 40) -> Picture:
+    """Draw soft waves that reach from 0.0 to 1.0."""
+    random = np.random.default_rng(seed)
+    y, x = np.mgrid[0 : 1 : rows * 1j, 0 : 1 : columns * 1j]
+    waves = sum(
+        np.cos(2 * np.pi * (random.uniform(-2, 2) * x + random.uniform(-2, 2) * y + phase))
+        for phase in random.uniform(size=4)
+    )
+    drawn = waves + 0.05 * random.standard_normal((rows, columns))
+    return np.asarray((drawn - drawn.min()) / (drawn.max() - drawn.min()))
+
+
+def stored_range(bits: int, *, signed: bool) -> tuple[int, int]:
+    """Return the least and the greatest stored value (PS3.5 8.1.1)."""
+    return (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1)
+
+
+def modality_range(
+    bits: int, *, signed: bool, slope: float = 1, intercept: float = 0, modality_lut: bool = False
+) -> tuple[float, float]:
+    """Return the least and the greatest value that the modality transform gives."""
+    if modality_lut:
+        return 0, 65_535
+    low, high = sorted(value * slope + intercept for value in stored_range(bits, signed=signed))
+    return low, high
+
+
+def radiograph(
+    shown: Picture,
+    *,
+    bits: int = 12,
+    allocated: int = 16,
+    signed: bool = False,
+    photometric: str = "MONOCHROME2",
+    window: tuple[float, float] | None = None,
+    voi_function: str | None = None,
+    voi_lut: bool = False,
+    modality_lut: bool = False,
+    slope: float = 1,
+    intercept: float = 0,
+    padding: int | None = None,
+    sop_class: UID = ComputedRadiographyImageStorage,
+    transfer_syntax: UID = ExplicitVRLittleEndian,
+    **attributes: object,
+) -> Dataset:
+    """Build one frontal chest radiograph of a child of three.
+
+    Parameters
+    ----------
+    shown : Picture
+    bits, allocated, signed
+        Bits Stored, Bits Allocated, and whether Pixel Representation is 1.
+    window, voi_function
+        Center and width in the modality transform's units, and VOI LUT Function.
+    voi_lut, modality_lut
+        Add a look-up table with a curve, in 16-bit entries, over all of its input.
+    slope, intercept
+        Rescale; written unless they are 1 and 0.
+    padding
+        Pixel Padding Value, in stored values; the first quarter of the columns gets it.
+    transfer_syntax
+        An uncompressed one; :func:`compressed` makes the others.
+    **attributes
+        Any further elements by keyword, last; ``None`` takes one away.
+    """
+    low, high = stored_range(bits, signed=signed)
+    levels = np.rint(shown * (high - low)).astype(np.int64)
+    if (photometric == "MONOCHROME1") != (slope < 0):
+        levels = (high - low) - levels
+    stored = levels + low
+    if padding is not None:
+        stored[:, : stored.shape[1] // 4] = padding
+
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = transfer_syntax
+    dataset.SOPClassUID = sop_class
+    for keyword in ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"):
+        setattr(dataset, keyword, generate_uid())
+    dataset.Modality = "DX" if sop_class == DigitalXRayImageStorageForPresentation else "CR"
+    dataset.update(_SAME_FOR_ALL if dataset.Modality == "CR" else {**_SAME_FOR_ALL, **_OF_DX})
+    dataset.Rows, dataset.Columns = stored.shape
+    dataset.SamplesPerPixel = 1
+    dataset.PhotometricInterpretation = photometric
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = allocated, bits, bits - 1
+    dataset.PixelRepresentation = int(signed)
+    order = "<" if transfer_syntax.is_little_endian else ">"
+    kind = f"{order}{'i' if signed else 'u'}{allocated // 8}"
+    put_pixels(dataset, stored.astype(kind).tobytes())
+
+    if modality_lut:
+        item = lut(low, _curve(high - low + 1, 0.8), order)
+        item.ModalityLUTType = "US"
+        dataset.ModalityLUTSequence = [item]
+    elif (slope, intercept) != (1, 0):
+        dataset.RescaleSlope, dataset.RescaleIntercept = slope, intercept
+        dataset.RescaleType = "US"
+    if voi_lut:
+        least, most = modality_range(
+            bits, signed=signed, slope=slope, intercept=intercept, modality_lut=modality_lut
+        )
+        dataset.VOILUTSequence = [lut(int(least // 1), _curve(int(most - least) + 1, 1.4), order)]
+    if window is not None:
+        dataset.WindowCenter, dataset.WindowWidth = window
+    if voi_function is not None:
+        dataset.VOILUTFunction = voi_function
+    if padding is not None:
+        dataset.add_new("PixelPaddingValue", "SS" if signed else "US", padding)
+    for keyword, value in attributes.items():
+        if value is None:
+            del dataset[keyword]
+        else:
+            setattr(dataset, keyword, value)
+    return dataset
+
+
+def lut(first: int, entries: npt.NDArray[np.uint16], order: str = "<") -> Dataset:
+    """Build an item of a Modality or VOI LUT Sequence (PS3.3 C.11.1.1.1)."""
+    item = Dataset()
+    descriptor = [len(entries) % 65_536, first, 16]
+    item.add_new("LUTDescriptor", "SS" if first < 0 else "US", descriptor)
+    item.add_new("LUTData", "OW", entries.astype(f"{order}u2").tobytes())
+    return item
+
+
+def put_pixels(dataset: Dataset, data: bytes) -> None:
+    """Set Pixel Data to uncompressed bytes, of even length and with the standard's VR."""
+    bytewise = dataset.BitsAllocated == 8 and not dataset.file_meta.TransferSyntaxUID.is_implicit_VR
+    dataset.add_new("PixelData", "OB" if bytewise else "OW", data + b"\0" * (len(data) % 2))
+
+
+def save(dataset: Dataset, path: Path) -> Path:
+    """Write a DICOM file (PS3.10)."""
+    path.write_bytes(encoded(dataset))
+    return path
+
+
+def encoded(dataset: Dataset) -> bytes:
+    """Return a DICOM file's bytes."""
+    file = BytesIO()
+    dcmwrite(file, dataset, enforce_file_format=True)
+    return file.getvalue()
+
+
+def reread(dataset: Dataset) -> Dataset:
+    """Return what a reader of the written file gets."""
+    return dcmread(BytesIO(encoded(dataset)))
+
+
+def compressed(dataset: Dataset, folder: Path, *options: str) -> Dataset:
+    """Let DCMTK's ``dcmcjpeg`` compress an uncompressed data set, and read that."""
+    before, after = save(dataset, folder / "before.dcm"), folder / "after.dcm"
+    subprocess.run(["dcmcjpeg", *options, before, after], check=True)
+    return dcmread(after)
+
+
+def _curve(count: int, gamma: float) -> npt.NDArray[np.uint16]:
+    return np.rint(65_535 * np.linspace(0.0, 1.0, count) ** gamma).astype(np.uint16)
