@@ -1,0 +1,94 @@
+"""``python -m tests.benchmarks [NAME ...]``: run the measurements and print their tables."""
+
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import numpy as np
+
+from tests.conftest import ROOT, Service, free_port
+from triage.network import Network
+from triage.pixels import SIDE
+from triage.registry import ModelVersion
+
+RUNS = 5
+
+
+def startup() -> None:
+    """From starting ``triage serve`` on a new home to an answered C-ECHO; receiver's memory."""
+    seconds, resident = [], []
+    for _ in range(RUNS):
+        with tempfile.TemporaryDirectory() as folder:
+            service = Service(Path(folder) / "home", free_port())
+            began = time.perf_counter()
+            service.start()
+            seconds.append(time.perf_counter() - began)
+            status = Path(f"/proc/{service.part('receive')}/status").read_text()
+            peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+            resident.append(int(peak.split()[1]) / 1000)
+            service.stop()
+    _row("start to answered C-ECHO", "s", seconds)
+    _row("receiver's peak memory", "MB", resident)
+
+
+def scoring() -> None:
+    """One array scored by the bundled model: OpenVINO beside Keras, in turn."""
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    import tensorflow as tf
+
+    from training.networks import build
+
+    folder = sorted((ROOT / "triage" / "bundled").glob("*/model.json"))[-1].parent
+    model = ModelVersion.load(folder)
+    keras_network = build(model.description["architecture"])
+    keras_network.load_weights(folder / "model.weights.h5")
+    network = Network(model)
+    compiled = tf.function(keras_network)
+    array = np.random.default_rng(1).random((SIDE, SIDE), np.float32)
+    batch = array[np.newaxis, :, :, np.newaxis]
+    ways: dict[str, Callable[[], object]] = {
+        "ours (OpenVINO, float32)": lambda: network.score(array),
+        "tf.function": lambda: compiled(batch).numpy(),
+        "keras.predict": lambda: keras_network.predict(batch, verbose=0),
+    }
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for way in ways.values():
+        way()
+    for _ in range(20 * RUNS):
+        for name, way in ways.items():
+            began = time.perf_counter()
+            way()
+            times[name].append((time.perf_counter() - began) * 1000)
+    ours = statistics.median(times["ours (OpenVINO, float32)"])
+    for name, values in times.items():
+        _row(name, "ms", values, f"{statistics.median(values) / ours:.1f} x ours")
+
+
+MEASUREMENTS = {"startup": startup, "scoring": scoring}
+
+
+def _row(name: str, unit: str, values: list[float], note: str = "") -> None:
+    click.echo(
+        f"| {name} | {statistics.median(values):.2f} {unit} | {min(values):.2f} to "
+        f"{max(values):.2f} | {len(values)} | {note} |"
+    )
+
+
+@click.command()
+@click.argument("names", nargs=-1, type=click.Choice(list(MEASUREMENTS)))
+def main(names: tuple[str, ...]) -> None:
+    """Print a Markdown table for each measurement."""
+    for name in names or MEASUREMENTS:
+        measure = MEASUREMENTS[name]
+        click.echo(f"\n{name}: {measure.__doc__}\n")
+        click.echo("| what | median | range | runs | |\n|---|---|---|---|---|")
+        measure()
+
+
+if __name__ == "__main__":
+    main.main(sys.argv[1:])
