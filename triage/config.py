@@ -5,6 +5,7 @@ A variable beats the file, the file beats the default. The file is the one that
 ``TRIAGE_HOME``.
 """
 
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,8 +34,15 @@ def _ae_title(value: str) -> str:
     return title
 
 
+def _absolute(value: Path) -> Path:
+    try:
+        return value.expanduser().absolute()
+    except RuntimeError as error:
+        raise ValueError(f"there is no home of that user: {error}") from error
+
+
 Port = Annotated[int, Field(ge=0, le=65_535)]
-AbsolutePath = Annotated[Path, AfterValidator(lambda path: Path(path).expanduser().absolute())]
+AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
 
 
 class Config(BaseModel):
@@ -78,7 +86,10 @@ class Config(BaseModel):
         default=64, ge=1, le=1_000, description="Associations served at once; more are rejected."
     )
     idle_seconds: float = Field(
-        default=60.0, gt=0, description="An association silent for so long is aborted."
+        default=60.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="An association silent for so long is aborted.",
     )
 
     @classmethod
@@ -118,7 +129,10 @@ class Config(BaseModel):
         named = environment.get(FILE_VARIABLE)
         if named:
             return Path(named)
-        home = Path(environment.get(PREFIX + "HOME", folder)).expanduser()
+        try:
+            home = Path(environment.get(PREFIX + "HOME", folder)).expanduser()
+        except RuntimeError:  # a user without a home; the validator says so
+            home = folder
         for candidate in (folder / FILE_NAME, home / FILE_NAME):
             if candidate.is_file():
                 return candidate
@@ -155,6 +169,7 @@ class Config(BaseModel):
 
 def without_password(url: str) -> str:
     """A database URL that may be shown."""
+    url = re.sub(r"([?&][^=&]*passw[^=&]*=)[^&]*", r"\1***", url, flags=re.IGNORECASE)
     scheme, separator, rest = url.partition("://")
     credentials, at, place = rest.rpartition("@")
     if not at or ":" not in credentials:

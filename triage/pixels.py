@@ -21,12 +21,12 @@ from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.multival import MultiValue
 from pydicom.pixels.utils import pixel_array
-from pydicom.uid import UID, JPEGBaseline8Bit
+from pydicom.uid import UID, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLosslessSV1
 
 from triage.errors import PixelsError
 from triage.identity import value_of
@@ -133,7 +133,7 @@ def normalize_file(path: Path) -> Array:
         with Image.open(path) as image:
             deep = image.mode.startswith("I;16")
             values = np.asarray(image if deep else image.convert("L"))
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise PixelsError(
             "PIXEL_DATA_UNDECODABLE", f"{path} is not a picture that can be read: {error}"
         ) from error
@@ -183,16 +183,17 @@ def _decode(dataset: Dataset) -> _Stored:
 def _pixels(dataset: Dataset) -> npt.NDArray[np.integer]:
     """Decode; color as RGB.
 
-    pydicom has no decoder for the retired progressive JPEG syntax, which img2dcm and old
-    gateways still write. Its bit stream says itself how it is coded, so that the baseline
-    decoder of libjpeg reads it.
+    pydicom decodes neither the retired progressive JPEG, which img2dcm and old gateways
+    still write, nor lossy JPEG of 12 bits. A JPEG stream says itself how it is coded, so
+    that a decoder reads it under the name of a syntax that pydicom gives it.
     """
-    if dataset.file_meta.TransferSyntaxUID != JPEG_PROGRESSIVE:
+    syntax, deep = dataset.file_meta.TransferSyntaxUID, dataset.BitsStored > 8
+    if not (syntax == JPEG_PROGRESSIVE or (syntax == JPEGExtended12Bit and deep)):
         return pixel_array(dataset)
-    baseline = Dataset(dataset)
-    baseline.file_meta = FileMetaDataset()
-    baseline.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
-    return pixel_array(baseline, decoding_plugin="pillow")
+    renamed = Dataset(dataset)
+    renamed.file_meta = FileMetaDataset()
+    renamed.file_meta.TransferSyntaxUID = JPEGLosslessSV1 if deep else JPEGBaseline8Bit
+    return pixel_array(renamed, decoding_plugin="gdcm" if deep else "pillow")
 
 
 def _display_table(dataset: Dataset, stored: _Stored, notes: list[str]) -> npt.NDArray[np.float64]:
@@ -263,10 +264,10 @@ def _first_lut(dataset: Dataset, keyword: str, notes: list[str]) -> _Lut | None:
         if isinstance(data, bytes):
             data = np.frombuffer(data, "<u2" if dataset.is_little_endian else ">u2")
         entries = np.atleast_1d(np.asarray(data, np.float64))
-        count = count or 65_536
+        count = count % 65_536 or 65_536  # pydicom may have read it as signed
         if first >= 32_768 and dataset.get("PixelRepresentation") == 1:
             first -= 65_536
-        if not 8 <= bits <= 16 or not 0 < count <= len(entries):
+        if not 8 <= bits <= 16 or len(entries) < count:
             raise ValueError(f"{count} entries of {bits} bits announced, {len(entries)} found")
     # A boundary: converting a malformed item raises what pydicom likes.
     except Exception:  # noqa: BLE001

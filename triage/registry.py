@@ -79,11 +79,19 @@ class ModelVersion:
                     )
             population = description["population"]
             age = population["age_years"]
+            version, threshold = str(description["version"]), float(description["threshold"])
+            if not 0.0 <= threshold <= 1.0:
+                raise ValueError(f"threshold {threshold} is not 0 to 1")
+            for name in (version, *description["files"]):
+                if name in {"", ".", ".."} or Path(name).name != name:
+                    raise ValueError(f"{name!r} is not the name of a file")
+            if not isinstance(description["created_at"], str):
+                raise TypeError("created_at is not a text")
             return cls(
-                version=str(description["version"]),
+                version=version,
                 folder=folder,
                 pixel_fingerprint=str(description["pixel_fingerprint"]),
-                threshold=float(description["threshold"]),
+                threshold=threshold,
                 population=Population(
                     str(population["description"]),
                     None if age is None else (int(age[0]), int(age[1])),
@@ -95,7 +103,7 @@ class ModelVersion:
             raise ModelError(
                 f"model version in {folder} cannot be read: {error.strerror}: {error.filename}"
             ) from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise ModelError(
                 f"{folder / DESCRIPTION} is damaged ({type(error).__name__}: {error}): "
                 "restore it or remove the version"

@@ -46,7 +46,7 @@ class Spool:
             The folder cannot be written.
         """
         try:
-            self._incoming.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _make_durably(self._incoming)
             for leftover in self._incoming.iterdir():
                 leftover.unlink()
             with tempfile.NamedTemporaryFile(dir=self._incoming):
