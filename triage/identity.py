@@ -1,5 +1,6 @@
 """What an instance is and where it belongs: references, UIDs and what the header states."""
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -85,6 +86,25 @@ def items(header: Dataset, keyword: str) -> tuple[Dataset, ...]:
     """A sequence's items; none if it is absent, empty or unreadable."""
     value = value_of(header, keyword)
     return tuple(value) if isinstance(value, Sequence) else ()
+
+
+def numbers(header: Dataset, keyword: str, count: int | None = None) -> list[float]:
+    """An element's values as finite numbers.
+
+    Raises
+    ------
+    ValueError
+        One is no number, or there are not ``count`` of them.
+    """
+    value = value_of(header, keyword)
+    values = [] if value is None else value if isinstance(value, MultiValue | list) else [value]
+    try:
+        found = [float(each) for each in values]
+    except (TypeError, OverflowError) as error:
+        raise ValueError(f"{keyword} holds what is no number") from error
+    if not all(map(math.isfinite, found)) or (count is not None and len(found) != count):
+        raise ValueError(f"{keyword} has {len(found)} values")
+    return found
 
 
 def text(header: Dataset, keyword: str) -> str:

@@ -1,10 +1,10 @@
 """From stored pixel values to the array that a network is shown.
 
 The way (PS3.3 C.11.1 and C.11.2, PS3.4 N.2): stored values, modality LUT or rescale, VOI
-LUT or window, polarity, contrast stretch, resize. All steps before the last act on one
-grey value at a time, so they are composed once into a table over the possible stored
-values (at most 65,536 of them) and the picture is read through it: a 10 MB radiograph
-costs one histogram, one look-up and one resize.
+LUT or window, polarity, what is hidden, contrast stretch, resize. The steps that act on one
+grey value at a time are composed into a table over the possible stored values (at most
+65,536 of them) and the picture is read through it: a 10 MB radiograph costs a histogram
+and a look-up, once more if it has margins, and one resize.
 
 The result does not depend on how a picture was encoded. It does depend on the constants
 in :data:`RECIPE`; their hash is the *fingerprint*, which a model version carries and
@@ -30,6 +30,7 @@ from pydicom.uid import UID, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLosslessSV
 
 from triage.errors import PixelsError
 from triage.identity import value_of
+from triage.shutters import Mask, declared, margins
 
 SIDE = 256
 """Rows and columns of a normalized array."""
@@ -45,11 +46,11 @@ MAX_PIXELS = 120_000_000
 
 RECIPE: Mapping[str, object] = MappingProxyType(
     {
-        "revision": 1,
+        "revision": 2,
         "side": SIDE,
         "voi": "first VOI LUT item, else first window, else the stored range",
         "polarity": "photometric interpretation",
-        "padding": "excluded from the stretch, shown black",
+        "hidden": "padding, shutters, collimators and margins: not stretched, shown black",
         "stretch": {"after": "polarity", "tail": TAIL},
         "resize": "bilinear with support scaled to the reduction, aspect ratio not kept",
         "colour": "ITU-R 601 luma",
@@ -115,7 +116,9 @@ def normalize(dataset: Dataset) -> Normalized:
     table = _display_table(dataset, stored, notes)
     if _inverted(dataset, notes):
         table = -table
-    return Normalized(_finish(stored, table, _padding(dataset, stored)), tuple(notes))
+    visible = declared(dataset, stored.values.shape, notes)
+    array = _finish(stored, table, _padding(dataset, stored), visible)
+    return Normalized(array, tuple(dict.fromkeys(notes)))
 
 
 def normalize_file(path: Path) -> Array:
@@ -139,7 +142,7 @@ def normalize_file(path: Path) -> Array:
         ) from error
     stored = _Stored(values, 0, 65_535 if deep else 255)
     try:
-        return _finish(stored, np.arange(stored.high + 1, dtype=np.float64), None)
+        return _finish(stored, np.arange(stored.high + 1, dtype=np.float64), None, None)
     except PixelsError as error:
         raise PixelsError(error.reason, f"{path}: {error}") from error
 
@@ -311,24 +314,45 @@ def _as_stored(value: int, stored: _Stored) -> int:
 
 
 def _finish(
-    stored: _Stored, table: npt.NDArray[np.float64], padding: tuple[int, int] | None
+    stored: _Stored,
+    table: npt.NDArray[np.float64],
+    padding: tuple[int, int] | None,
+    visible: Mask | None,
 ) -> Array:
-    """Stretch the contrast, look the picture up and resize it."""
+    """Hide what shows no patient, stretch the contrast, look the picture up, resize it."""
     # Where each pixel's value stands in the table; signed 16 bits would overflow.
     places = stored.values.astype(np.int32) - stored.low if stored.low else stored.values
-    counts = np.bincount(places.ravel(), minlength=len(table))
     blank = np.zeros(len(table), np.bool_)
     if padding is not None:
         blank[max(padding[0] - stored.low, 0) : max(padding[1] - stored.low + 1, 0)] = True
-        counts = np.where(blank, 0, counts)
+    picture = _shown(places, table, blank, visible)
+    box = margins(picture)
+    if picture[box].size < picture.size:
+        inside = np.zeros(picture.shape, np.bool_)
+        inside[box] = True if visible is None else visible[box]
+        picture = _shown(places, table, blank, inside)
+    small = Image.fromarray(picture).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+    return np.clip(np.asarray(small, np.float32), 0.0, 1.0)
+
+
+def _shown(
+    places: npt.NDArray[np.integer],
+    table: npt.NDArray[np.float64],
+    blank: npt.NDArray[np.bool_],
+    visible: Mask | None,
+) -> npt.NDArray[np.float32]:
+    """The picture with its contrast stretched by what is visible, the rest black."""
+    seen = places.ravel() if visible is None else places[visible]
+    counts = np.where(blank, 0, np.bincount(seen, minlength=len(table)))
     black, white = _tails(table, counts)
     if not black < white:
         raise PixelsError("PICTURE_BLANK", "the picture has one grey value and shows nothing")
     shown = np.clip((table - black) / (white - black), 0.0, 1.0).astype(np.float32)
     shown[blank] = 0.0
-    picture = Image.fromarray(shown[places])
-    small = picture.resize((SIDE, SIDE), Image.Resampling.BILINEAR)
-    return np.clip(np.asarray(small, np.float32), 0.0, 1.0)
+    picture: npt.NDArray[np.float32] = shown[places]
+    if visible is not None:
+        picture[~visible] = 0.0
+    return picture
 
 
 def _tails(table: npt.NDArray[np.float64], counts: npt.NDArray[np.int64]) -> tuple[float, float]:
