@@ -64,11 +64,11 @@ class Instance:
             study_instance_uid=_uid(header, "StudyInstanceUID"),
             patient_id=text(header, "PatientID"),
             accession_number=text(header, "AccessionNumber"),
-            modality=text(header, "Modality").upper(),
-            body_part=text(header, "BodyPartExamined").upper(),
-            view_position=text(header, "ViewPosition").upper(),
-            patient_age=text(header, "PatientAge").upper(),
-            patient_sex=text(header, "PatientSex").upper(),
+            modality=_term(header, "Modality"),
+            body_part=_term(header, "BodyPartExamined"),
+            view_position=_term(header, "ViewPosition"),
+            patient_age=_term(header, "PatientAge"),
+            patient_sex=_term(header, "PatientSex"),
             ordered_priority=_ordered_priority(header),
         )
 
@@ -112,6 +112,11 @@ def text(header: Dataset, keyword: str) -> str:
     return _whole_text(header, keyword)[:64]
 
 
+def _term(header: Dataset, keyword: str) -> str:
+    """A coded string in upper case, cut after that: some letters grow."""
+    return text(header, keyword).upper()[:64]
+
+
 def _whole_text(header: Dataset, keyword: str) -> str:
     value = value_of(header, keyword)
     if isinstance(value, MultiValue):
@@ -132,5 +137,5 @@ def _uid(header: Dataset, keyword: str) -> str:
 def _ordered_priority(header: Dataset) -> str:
     """Requested Procedure Priority at the top or in the request attributes."""
     places = (header, *items(header, "RequestAttributesSequence"))
-    found = [text(place, "RequestedProcedurePriority") for place in places]
-    return next((value.upper() for value in found if value), "")
+    found = [_term(place, "RequestedProcedurePriority") for place in places]
+    return next((value for value in found if value), "")

@@ -209,7 +209,7 @@ def _modality(
     dataset: Dataset, values: npt.NDArray[np.float64], notes: list[str]
 ) -> npt.NDArray[np.float64]:
     """Modality LUT or rescale (PS3.3 C.11.1)."""
-    lut = _first_lut(dataset, "ModalityLUTSequence", notes)
+    lut = _first_lut(dataset, "ModalityLUTSequence", values, notes)
     if lut is not None:
         return lut.apply(values)
     slope = _number(dataset, "RescaleSlope")
@@ -224,7 +224,7 @@ def _voi(
     dataset: Dataset, values: npt.NDArray[np.float64], notes: list[str]
 ) -> npt.NDArray[np.float64]:
     """The first VOI LUT, else the first window (PS3.3 C.11.2), else the values."""
-    lut = _first_lut(dataset, "VOILUTSequence", notes)
+    lut = _first_lut(dataset, "VOILUTSequence", values, notes)
     if lut is not None:
         return lut.apply(values)
     center, width = _number(dataset, "WindowCenter"), _number(dataset, "WindowWidth")
@@ -256,20 +256,28 @@ class _Lut:
         return mapped
 
 
-def _first_lut(dataset: Dataset, keyword: str, notes: list[str]) -> _Lut | None:
+def _first_lut(
+    dataset: Dataset, keyword: str, values: npt.NDArray[np.float64], notes: list[str]
+) -> _Lut | None:
     """The first item's look-up table, or nothing (noted) if it is broken."""
     items = value_of(dataset, keyword)
     if not items:
         return None
     try:
         count, first, bits = (int(value) for value in items[0].LUTDescriptor)
+        count = count % 65_536 or 65_536  # pydicom may have read it as signed
         data = items[0].LUTData
         if isinstance(data, bytes):
-            data = np.frombuffer(data, "<u2" if dataset.is_little_endian else ">u2")
+            little = dataset.file_meta.TransferSyntaxUID.is_little_endian
+            data = np.frombuffer(data, "<u2" if little else ">u2")
+        if bits == 8 and len(np.atleast_1d(data)) < count:  # packed two by two
+            data = np.asarray(data, "<u2").view(np.uint8)
         entries = np.atleast_1d(np.asarray(data, np.float64))
-        count = count % 65_536 or 65_536  # pydicom may have read it as signed
-        if first >= 32_768 and dataset.get("PixelRepresentation") == 1:
+        # Its sign is that of the values it maps, whatever VR it was read with.
+        if values.min() < 0 and first >= 32_768:
             first -= 65_536
+        elif values.min() >= 0 and first < 0:
+            first += 65_536
         if not 8 <= bits <= 16 or len(entries) < count:
             raise ValueError(f"{count} entries of {bits} bits announced, {len(entries)} found")
     # A boundary: converting a malformed item raises what pydicom likes.

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from triage.admission import Population
+from triage.durable import make_folder, sync
 from triage.errors import ModelError
 
 FORMAT = 1
@@ -133,19 +134,21 @@ class Registry:
         model = ModelVersion.load(source)
         target = self.folder / model.version
         if target.exists():
-            known = ModelVersion.load(target)
-            if known.description != model.description:
-                raise ModelError(f"{target} already holds another model of that name")
-            return known
+            return _same(target, model)
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
             with tempfile.TemporaryDirectory(dir=self.folder, prefix=".adding-") as temporary:
                 copy = Path(temporary) / model.version
                 copy.mkdir()
                 for name in (DESCRIPTION, *model.description["files"]):
                     shutil.copyfile(source / name, copy / name)
+                    sync(copy / name)
+                sync(copy)
                 copy.rename(target)
+                sync(self.folder)
         except OSError as error:
+            if target.exists():  # another process was faster
+                return _same(target, model)
             raise ModelError(
                 f"cannot add model {model.version} to {self.folder}: {error.strerror}"
             ) from error
@@ -196,6 +199,15 @@ class Registry:
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).replace(self.folder / ALIASES)
+        sync(self.folder)
+
+
+def _same(folder: Path, model: ModelVersion) -> ModelVersion:
+    """The version in a folder, if it is this model."""
+    known = ModelVersion.load(folder)
+    if known.description != model.description:
+        raise ModelError(f"{folder} already holds another model of that name")
+    return known
 
 
 def file_hash(path: Path) -> str:

@@ -179,7 +179,11 @@ class Worklist:
     def __init__(self, url: str) -> None:
         self._reading = open_engine(url, create=False)
         self._writing = self._reading.execution_options(**{WRITE: True})
-        require_current(self._reading)
+        try:
+            require_current(self._reading)
+        except WorklistError:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Give the connections back."""
@@ -405,10 +409,7 @@ class Worklist:
         """When the longest waiting unscored item came; None if none waits."""
         with self._transaction() as session:
             return session.scalar(
-                select(Item.received_at)
-                .where(Item.state == State.RECEIVED)
-                .order_by(Item.rank_at)
-                .limit(1)
+                select(func.min(Item.received_at)).where(Item.state == State.RECEIVED)
             )
 
     def read(self, sop_instance_uid: str, verdict: Verdict, reader: str) -> State:
