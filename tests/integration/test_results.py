@@ -136,12 +136,18 @@ def test_results_of_a_wrapped_jpeg_are_valid(tmp_path: Path) -> None:
 BROKEN = {
     "nothing": {},
     "empty": {"PatientName": "", "PatientSex": "", "StudyDate": "", "PatientOrientation": []},
+    "no day": {"StudyDate": "20260230", "PatientBirthDate": "20261399"},
     "old date": {"StudyDate": "2026.01.05", "PatientBirthDate": "unknown", "StudyTime": "25:00"},
     "wrong codes": {"PatientSex": "female", "PatientAge": "3 years", "StudyID": "7" * 40},
     "two values": {"PatientID": ["A", "B"], "PatientSex": ["F", "M"]},
     "control characters": {"PatientName": "A\x00B\x1b^C", "StudyDescription": "x" * 300},
     "wrong shape": {"Rows": 0, "Columns": 10, "PatientOrientation": ["?", "F"]},
     "lossy, not said how": {"LossyImageCompression": "01"},
+    "lossy, said wrongly": {
+        "LossyImageCompression": "01",
+        "LossyImageCompressionRatio": 12.5,
+        "LossyImageCompressionMethod": "jpeg, quality 90",
+    },
     "zone": {"TimezoneOffsetFromUTC": "+0530"},
     "no zone": {"TimezoneOffsetFromUTC": "Berlin"},
 }
@@ -169,6 +175,8 @@ def test_a_header_without_uids_is_refused() -> None:
 def test_a_moment_needs_a_zone_and_a_reading_a_reader() -> None:
     with pytest.raises(ValueError, match="time zone"):
         replace(FINDING, scored_at=SCORED_AT.replace(tzinfo=None))
+    with pytest.raises(ValueError, match="UID"):
+        replace(FINDING, device_uid="camera")
     report = structured_report(bare(), FINDING)
     with pytest.raises(ValueError, match="reader"):
         updated_report(bare(), FINDING, "confirmed", " \\", READ_AT, report)
@@ -199,8 +207,7 @@ def test_every_result_has_its_own_uid() -> None:
         *results(other, FINDING).values(),
         updated_report(source, FINDING, "confirmed", "Berg^Anna", later, report),
     ]
-    # The reading decides, not the verdict: nobody confirms and rejects at one moment.
-    assert len({result.SOPInstanceUID for result in made}) == len(made) - 3
+    assert len({result.SOPInstanceUID for result in made}) == len(made)
     assert all(result.SOPInstanceUID.startswith("2.25.") for result in made)
     one = results(source, FINDING)
     assert one["report"].SeriesInstanceUID == one["confirmed"].SeriesInstanceUID
