@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -170,7 +169,7 @@ def service(new_service: Callable[..., Service]) -> Iterator[Service]:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
-    """The URL, without a database name, of a PostgreSQL server for this test run."""
+    """The URL of a PostgreSQL server for this test run."""
     programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     assert programs, "PostgreSQL is not installed: `make test` installs it"
     # Not below pytest's own folder, which another test run closes to other users.
@@ -186,11 +185,11 @@ def postgres() -> Iterator[str]:
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=folder)
 
         port = free_port()
-        options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1"
-        run("initdb", "-A", "trust", "-U", "triage")
+        options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
+        run("initdb", "--no-sync", "-A", "trust", "-U", "triage")
         run("pg_ctl", "-w", "-l", f"{folder}/log", "-o", options, "start")
         try:
-            yield f"postgresql://triage@127.0.0.1:{port}"
+            yield f"postgresql://triage@127.0.0.1:{port}/postgres"
         finally:
             run("pg_ctl", "-m", "immediate", "stop")
 
@@ -200,11 +199,16 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The URL of an empty database, once in SQLite and once in PostgreSQL."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'worklist.sqlite'}"
-    server: str = request.getfixturevalue("postgres")
-    name = f"t{uuid.uuid4().hex}"
-    with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
-        connection.execute(f'CREATE DATABASE "{name}"')
-    return f"{server}/{name}"
+    url: str = request.getfixturevalue("postgres")
+    with psycopg.connect(url, autocommit=True) as connection:
+        # A new schema instead of a new database: those are made and removed file by file.
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+        )
+        connection.execute("DROP SCHEMA public CASCADE")
+        connection.execute("CREATE SCHEMA public")
+    return url
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -127,19 +127,20 @@ def receive(config: Config, stop: threading.Event) -> None:
     """Be the receiver until told to stop."""
     from triage.scp import Receiver
 
-    receiver = Receiver(
-        config.ae_title,
-        (config.dicom_host, config.dicom_port),
-        config.max_associations,
-        config.idle_seconds,
-        Spool(config.spool_folder),
-        worklist(config),
-    )
-    receiver.start()
-    try:
-        stop.wait()
-    finally:
-        receiver.stop()
+    with _only_receiver(config):
+        receiver = Receiver(
+            config.ae_title,
+            (config.dicom_host, config.dicom_port),
+            config.max_associations,
+            config.idle_seconds,
+            Spool(config.spool_folder),
+            worklist(config),
+        )
+        receiver.start()
+        try:
+            stop.wait()
+        finally:
+            receiver.stop()
 
 
 def score(config: Config, stop: threading.Event) -> None:
@@ -205,20 +206,34 @@ def _current_champion(models: Registry) -> Callable[[], tuple[Scorer, Population
 
 
 @contextmanager
+def _only_receiver(config: Config) -> Iterator[None]:
+    """Be the one receiver of a home: at its start it sweeps what another half received."""
+    with ExitStack() as held:
+        try:
+            held.enter_context(_lock(config.locks_folder / "receiver.lock", wait=False))
+        except BlockingIOError:
+            raise ServiceError(
+                f"a receiver runs with the home {config.home} already: stop it, or set "
+                "TRIAGE_HOME to another folder"
+            ) from None
+        yield
+
+
+@contextmanager
 def _worker_name(config: Config) -> Iterator[str]:
     """A name that no other live worker of this node has.
 
     The name is the number of a locked file. A killed worker's lock is free at once, so
     its successor gets the same name and with it the claims that the dead one held.
     """
-    for number in range(1, MAX_WORKERS + 1):
-        try:
-            with _lock(config.locks_folder / f"worker-{number}.lock", wait=False):
-                yield f"{socket.gethostname()[:96]}/worker-{number}"
-                return
-        except BlockingIOError:
-            continue
-    raise ServiceError(f"{MAX_WORKERS} workers run with {config.home} already")
+    with ExitStack() as held:
+        for number in range(1, MAX_WORKERS + 1):
+            with suppress(BlockingIOError):
+                held.enter_context(_lock(config.locks_folder / f"worker-{number}.lock", wait=False))
+                break
+        else:
+            raise ServiceError(f"{MAX_WORKERS} workers run with {config.home} already")
+        yield f"{socket.gethostname()[:96]}/worker-{number}"
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from triage import __version__
-from triage.config import Config
+from triage.config import Config, valid_ae_title
 from triage.errors import ConfigError, TriageError
 
 if TYPE_CHECKING:
@@ -68,11 +68,22 @@ def serve(config: Config, roles: list[str], *, supervised: bool) -> None:
     app.serve(config, roles, supervised=supervised)
 
 
+def _ae_title(
+    _context: click.Context, _parameter: click.Parameter, value: str | None
+) -> str | None:
+    try:
+        return None if value is None else valid_ae_title(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
 @main.command()
 @click.argument("paths", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--host", help="Receiver's address. [default: TRIAGE_DICOM_HOST]")
 @click.option("--port", type=click.IntRange(1, 65_535), help="[default: TRIAGE_DICOM_PORT]")
-@click.option("--called-aet", help="Receiver's AE title. [default: TRIAGE_AE_TITLE]")
+@click.option(
+    "--called-aet", callback=_ae_title, help="Receiver's AE title. [default: TRIAGE_AE_TITLE]"
+)
 @click.pass_obj
 def send(
     config: Config,
@@ -96,7 +107,7 @@ def send(
             accepted += 1
         else:
             refused += 1
-            click.echo(f"triage: {sent.path}: {sent.explanation}", err=True)
+            click.echo(f"triage: {sent.path}: {_printable(sent.explanation)}", err=True)
     if not accepted and not refused:
         raise TriageError("there was no .dcm file to send")
     click.echo(f"{accepted} sent to {destination}" + (f", {refused} not" if refused else ""))
@@ -164,7 +175,7 @@ def show(config: Config, uid: str, *, as_json: bool) -> None:
         return
     for name, value in item.as_json().items():
         text = ", ".join(value) if isinstance(value, list) else value
-        click.echo(f"{name:20} {'' if text is None else text}")
+        click.echo(f"{name:20} {'' if text is None else _printable(str(text))}")
     for reading in readings:
         click.echo(f"{'reading':20} {_time(reading.read_at)} {reading.verdict} by {reading.reader}")
     for event in journal:
@@ -277,10 +288,10 @@ def _table(items: list["WorklistItem"]) -> "Table":
             item.state.value,
             "" if item.score is None else f"{item.score:.3f}",
             "FLAG" if item.flagged else "",
-            item.view_position,
-            item.patient_age,
+            _printable(item.view_position),
+            _printable(item.patient_age),
             _waiting(item.waiting),
-            item.accession_number,
+            _printable(item.accession_number),
             item.sop_instance_uid,
             " ".join(filter(None, (item.reason, *item.notes))),
         )
@@ -303,6 +314,11 @@ def _print(table: "Table") -> None:
     # Text from the wire is no markup; a file or a pipe has no width to fit into.
     console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 240)
     console.print(table)
+
+
+def _printable(text: str) -> str:
+    """Text from the wire without characters that a terminal would obey."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def _waiting(waiting: "dt.timedelta") -> str:

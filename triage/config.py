@@ -26,7 +26,7 @@ FILE_VARIABLE = "TRIAGE_CONFIG"
 FILE_NAME = "triage.toml"
 
 
-def _ae_title(value: str) -> str:
+def valid_ae_title(value: str) -> str:
     """PS3.5 6.2, VR AE: 1 to 16 characters, no backslash or control character."""
     title = value.strip(" ")
     if not 1 <= len(title) <= 16 or "\\" in title or not title.isascii() or not title.isprintable():
@@ -61,7 +61,7 @@ class Config(BaseModel):
         validate_default=True,
         description="Folder of everything that the embedded default writes.",
     )
-    ae_title: Annotated[str, AfterValidator(_ae_title)] = Field(
+    ae_title: Annotated[str, AfterValidator(valid_ae_title)] = Field(
         default="TRIAGE", description="Our AE title; an association that calls another is rejected."
     )
     dicom_host: str = Field(

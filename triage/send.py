@@ -143,7 +143,12 @@ def _context(path: Path) -> tuple[str, str]:
 
 
 def _associate(ae: AE, destination: Destination):  # type: ignore[no-untyped-def]
-    association = ae.associate(destination.host, destination.port, ae_title=destination.ae_title)
+    try:
+        association = ae.associate(
+            destination.host, destination.port, ae_title=destination.ae_title
+        )
+    except OSError as error:
+        raise DicomError(f"{destination} cannot be reached: {error.strerror}") from error
     if association.is_established:
         return association
     if association.is_rejected:
@@ -164,6 +169,8 @@ def _store(association, path: Path) -> Sent:  # type: ignore[no-untyped-def]
         return Sent(path, accepted=False, explanation=" ".join(str(error).split()))
     status = answer.get("Status")
     if status is None:
+        # The library may not have noticed yet, and would wait long for the next answer.
+        association.abort()
         return Sent(path, accepted=False, explanation="the receiver ended the association")
     if status == 0x0000:
         return Sent(path, accepted=True)

@@ -7,7 +7,7 @@ import structlog
 from pydicom import Dataset, dcmread
 
 from triage.admission import Population, admit
-from triage.errors import PixelsError, SpoolError, WorklistError
+from triage.errors import ModelError, PixelsError, SpoolError, WorklistError
 from triage.pixels import normalize
 from triage.scoring import Scorer
 from triage.spool import Spool
@@ -68,17 +68,26 @@ class Worker:
                         self._log.warning("returned", action="claims_returned", count=returned)
                 if not self.step():
                     stop.wait(POLL_SECONDS)
-            except WorklistError as error:
-                self._log.error("outage", action="worklist_unavailable", error=str(error))
+            except (WorklistError, ModelError) as error:
+                of = "model" if isinstance(error, ModelError) else "worklist"
+                self._log.error("outage", action=f"{of}_unavailable", error=str(error))
+                inherited = False  # the claim that it broke off is our own
                 stop.wait(OUTAGE_SECONDS)
 
     def step(self) -> bool:
-        """Claim and settle one item; False if none waits."""
+        """Claim and settle one item; False if none waits.
+
+        Raises
+        ------
+        WorklistError, ModelError
+            Nothing can be settled now, through no fault of the item.
+        """
+        scorer, population = self._current()
         claim = self._worklist.claim(self._name)
         if claim is None:
             return False
         try:
-            self._settle(claim)
+            self._settle(claim, scorer, population)
         except WorklistError:
             raise
         except SpoolError as error:
@@ -88,8 +97,7 @@ class Worker:
             self._fail(claim, "SCORING_ERROR", f"{type(error).__name__} while scoring")
         return True
 
-    def _settle(self, claim: Claim) -> None:
-        scorer, population = self._current()
+    def _settle(self, claim: Claim, scorer: Scorer, population: Population) -> None:
         dataset = self._load(claim)
         admission = admit(dataset, population, warn_outside=self._warn_outside)
         if admission.reason is not None:

@@ -206,10 +206,10 @@ def test_an_empty_database_is_refused_with_the_command_that_helps(
 def test_a_missing_sqlite_file_is_named_and_not_made(tmp_path: Path) -> None:
     """Looking at an installation that is not there leaves no trace of one."""
     file = tmp_path / "absent" / "worklist.sqlite"
-    with pytest.raises(WorklistError, match="absent/worklist.sqlite"):
+    with pytest.raises(WorklistError, match=r"absent/worklist\.sqlite"):
         Worklist(f"sqlite:///{file}")
     file = tmp_path / "worklist.sqlite"
-    with pytest.raises(WorklistError, match="worklist.sqlite"):
+    with pytest.raises(WorklistError, match=r"worklist\.sqlite"):
         Worklist(f"sqlite:///{file}")
     assert list(tmp_path.iterdir()) == []
 

@@ -476,7 +476,7 @@ def test_what_has_no_score_cannot_be_read(worklist: Worklist) -> None:
     claim = worklist.claim("w")
     assert claim is not None
     worklist.not_scored(claim, "NOT_CHEST", "a hand")
-    with pytest.raises(NotReadable, match="NOT_SCORED.*NOT_CHEST"):
+    with pytest.raises(NotReadable, match=r"NOT_SCORED.*NOT_CHEST"):
         worklist.read("1.1", "rejected", "dr")
     assert worklist.readings("1.1") == []
     assert actions(worklist, "1.1") == ["RECEIVED", "NOT_SCORED"]
@@ -490,7 +490,7 @@ def test_an_unknown_uid_is_said_to_be_unknown(worklist: Worklist) -> None:
         worklist.readings,
         lambda uid: worklist.read(uid, "confirmed", "dr"),
     ):
-        with pytest.raises(UnknownItem, match="1.2.3") as caught:
+        with pytest.raises(UnknownItem, match=r"1\.2\.3") as caught:
             ask("1.2.3\x1b[31m\n")
         assert str(caught.value).isprintable()
 

@@ -20,6 +20,9 @@ WRITE = "triage_write"
 """Execution option: the transaction writes, so SQLite takes its lock at the beginning."""
 
 BUSY_MILLISECONDS = 30_000
+"""So long a transaction waits for another's lock."""
+
+CONNECT_SECONDS = 10
 
 _MIGRATION_LOCK = 0x7472_6961_6765
 """PostgreSQL's advisory lock of whoever migrates; SQLite's writers exclude each other anyway."""
@@ -43,7 +46,16 @@ def open_engine(url: str, *, create: bool) -> Engine:
     try:
         parsed = make_url(url)
         if parsed.get_backend_name() == "postgresql":
-            engine = create_engine(parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True)
+            engine = create_engine(
+                parsed.set(drivername="postgresql+psycopg"),
+                pool_pre_ping=True,
+                # Left alone, PostgreSQL waits for a lock, and for a host that is off, for ever.
+                connect_args={
+                    "connect_timeout": CONNECT_SECONDS,
+                    "options": f"-c lock_timeout={BUSY_MILLISECONDS}",
+                    **parsed.query,
+                },
+            )
         elif parsed.get_backend_name() == "sqlite" and parsed.database:
             engine = _open_sqlite(url, Path(parsed.database), create=create)
         else:
