@@ -11,6 +11,7 @@
     |   |-- NotReadable             the item has no score for a verdict to be about
     |   `-- UnknownDelivery         no delivery has that number
     |-- DicomError                  a data set or an association is not what it should be
+    |-- DeliveryError               a destination has not taken a result; refused, or could not
     |-- ServiceError                a part of the service cannot start or go on
     `-- DataError                   training data is missing, unreadable or not enough
 
@@ -81,6 +82,23 @@ class UnknownDelivery(WorklistError):
 
 class DicomError(TriageError):
     """A data set or an association is not what it should be."""
+
+
+class DeliveryError(TriageError):
+    """A destination has not taken a result.
+
+    Parameters
+    ----------
+    message : str
+        Why, for an operator. Nothing of what the peer said in words: it may name a patient.
+    refused : bool
+        The peer said no to this result, which time alone will hardly change; otherwise it
+        could not be reached or could not take anything now.
+    """
+
+    def __init__(self, message: str, *, refused: bool = False) -> None:
+        super().__init__(message)
+        self.refused = refused
 
 
 class ServiceError(TriageError):
