@@ -1,5 +1,6 @@
 """The storage SCU that gives results to a PACS: a structured report and a picture."""
 
+import socket
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ class Pacs:
     """
 
     def __init__(self, destination: Destination, calling_ae_title: str, timeout: float) -> None:
-        self._destination = destination
+        self._destination, self._timeout = destination, timeout
         ae = AE(calling_ae_title)
         ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = timeout
         ae.connection_timeout = timeout
@@ -88,6 +89,12 @@ class Pacs:
     def _associated(self) -> Any:
         if self._association is None or not self._association.is_established:
             peer = self._destination
+            try:
+                # Whether anybody is there at all: the library leaves the socket of a refused
+                # connection open, and cannot say why it was refused.
+                socket.create_connection((peer.host, peer.port), self._timeout).close()
+            except OSError as error:
+                raise DeliveryError(f"no answer from {peer} ({type(error).__name__})") from error
             self._association = self._ae.associate(peer.host, peer.port, ae_title=peer.ae_title)
         if self._association.is_established:
             return self._association
@@ -103,7 +110,7 @@ class Pacs:
                 f"{SecondaryCaptureImageStorage.name}",
                 refused=True,
             )
-        raise DeliveryError(f"no answer from {self._destination}: are host and port right?")
+        raise DeliveryError(f"{self._destination} does not answer as a DICOM node")
 
     def _judge(self, status: int | None) -> None:
         """Success and warnings have taken it (PS3.4 table B.2-1), anything else has not."""
