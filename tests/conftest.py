@@ -178,11 +178,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     if os.geteuid() == 0:
         as_user = ["runuser", "-u", "postgres", "--"]
         for parent in (folder, *folder.parents):
-            if (
-                parent.stat().st_uid == 0
-                and parent.is_relative_to("/tmp")
-                and parent != Path("/tmp")
-            ):
+            if parent.stat().st_uid == 0 and parent.is_relative_to("/tmp") and parent != Path("/tmp"):
                 parent.chmod(0o755)
         shutil.chown(folder, "postgres")
     port = free_port()

@@ -4,6 +4,7 @@ Each keeps what it took by the identifier that it knows it by, and is asked in t
 words, so that one suite runs over all of them.
 """
 
+import contextlib
 import http.server
 import socket
 import socketserver
@@ -13,22 +14,27 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import hl7
+import numpy as np
 from pydicom import Dataset, dcmread
 from pydicom.uid import Comprehensive3DSRStorage, SecondaryCaptureImageStorage
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import Verification
 
-from tests.conftest import free_port, wait_for
+from tests.conftest import SAMPLES, free_port, wait_for
+from triage.results import Finding
+from triage.scoring import Score
 from triage.send import Destination
-from triage.sinks import Sink
+from triage.sinks import Material, Result, Sink
 from triage.sinks.oru import InterfaceEngine
 from triage.sinks.pacs import Pacs
 from triage.sinks.webhook import Webhook
+from triage.worklist.deliveries import ReadingSent, ResultKind, Subject
 
 PATIENT = "SECRET^PATIENT"
 """Peers say it in their error texts; it must not come back in ours."""
@@ -36,18 +42,48 @@ PATIENT = "SECRET^PATIENT"
 SECRET = "a secret of more than 24 bytes"
 
 
-class Peer(Protocol):
-    """A destination under the test's control."""
+SCORED_AT = datetime(2026, 1, 5, 10, 15, 30, tzinfo=UTC)
+SCORE = Score(0.8125, 0.5, "model-1")
+READING = ReadingSent("confirmed", "Dr. Ä. Reader", datetime(2026, 1, 5, 11, 0, tzinfo=UTC))
 
-    taken: dict[str, list[bytes]]
-    """Identifier to what came under it."""
-    answers: list[str]
-    """For the next ones: ``busy``, ``refuse`` or ``hang``; then everything is taken."""
 
-    def start(self) -> None: ...
-    def stop(self) -> None: ...
-    def sink(self, timeout: float = 2.0) -> Sink: ...
-    def setting(self, name: str) -> dict[str, Any]: ...
+def material(
+    source: Dataset | None = None,
+    kind: ResultKind = ResultKind.FINDING,
+    readings: tuple[ReadingSent, ...] = (),
+) -> Material:
+    """What a result of a sample radiograph is built from."""
+    header = dcmread(SAMPLES / "03-dx-ap-opacity.dcm") if source is None else source
+    subject = Subject(
+        sop_instance_uid=header.SOPInstanceUID,
+        series_instance_uid=header.SeriesInstanceUID,
+        study_instance_uid=header.StudyInstanceUID,
+        accession_number=header.AccessionNumber,
+        patient_id=header.PatientID,
+        digest="0" * 64,
+        received_at=SCORED_AT,
+        scored_at=SCORED_AT,
+        notes=("AGE_UNKNOWN",),
+        score=SCORE,
+        readings=readings,
+    )
+    finding = Finding(SCORE, SCORED_AT, "2.25.1", "small", "children aged one to five")
+    shown = np.zeros((256, 256), np.float32), np.zeros((16, 16), np.float32)
+    return Material(kind, subject, lambda: header, lambda: finding, lambda: shown)
+
+
+def kept(result: Result, folder: Path) -> Path:
+    """The file of a result, as the spool would keep it."""
+    file = folder / "result"
+    file.write_bytes(result.content)
+    return file
+
+
+def send(sink: Sink, folder: Path, what: Material | None = None) -> Result:
+    """Build and send a result."""
+    result = sink.build(what or material())
+    sink.send(result.uid, kept(result, folder))
+    return result
 
 
 class _Server:
@@ -329,10 +365,8 @@ def _end(server: Any) -> None:
     server.shutdown()
     server.server_close()
     for connection in server.open:
-        try:
+        with contextlib.suppress(OSError):
             connection.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass
         connection.close()
 
 

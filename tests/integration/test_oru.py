@@ -14,8 +14,7 @@ from hl7apy.parser import parse_message
 from pydicom import Dataset
 
 from tests.builders import picture, radiograph, reread
-from tests.integration.test_sinks import READING, SCORE, material, send
-from tests.peers import MllpPeer
+from tests.peers import READING, SCORE, MllpPeer, material, send
 from triage.errors import DeliveryError
 from triage.sinks import Material
 from triage.worklist.deliveries import ReadingSent
@@ -66,7 +65,7 @@ def test_another_library_finds_the_message_valid(readings: tuple[ReadingSent, ..
 
 
 def test_the_message_says_what_was_found() -> None:
-    """Who, which order, which study, present or absent, how certain, and that it is no diagnosis."""
+    """Who, which order, which study, what, how certain, and that it is no diagnosis."""
     what = material(radiograph(picture(1)))
     parsed = hl7.parse(message(what))
     header = what.source()

@@ -1,5 +1,6 @@
 """One behaviour in every sink: taken or not taken, told apart, and never taken as two."""
 
+import itertools
 import socket
 import time
 from collections.abc import Iterator
@@ -8,47 +9,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from pydicom import Dataset, dcmread
+from pydicom import dcmread
 
 from tests.builders import picture, radiograph
 from tests.conftest import SAMPLES
-from tests.peers import PATIENT, PEERS, PacsPeer, Storescp
+from tests.peers import PATIENT, PEERS, READING, PacsPeer, Storescp, kept, material, send
 from triage.errors import DeliveryError
-from triage.results import Finding
-from triage.scoring import Score
-from triage.sinks import Material, Result, Sink
-from triage.worklist.deliveries import ReadingSent, ResultKind, Subject
-
-SCORED_AT = datetime(2026, 1, 5, 10, 15, 30, tzinfo=UTC)
-SCORE = Score(0.8125, 0.5, "model-1")
-READING = ReadingSent("confirmed", "Dr. Ä. Reader", datetime(2026, 1, 5, 11, 0, tzinfo=UTC))
-
-
-def material(
-    source: Dataset | None = None,
-    kind: ResultKind = ResultKind.FINDING,
-    readings: tuple[ReadingSent, ...] = (),
-) -> Material:
-    """What a result of a sample radiograph is built from."""
-    header = dcmread(SAMPLES / "03-dx-ap-opacity.dcm") if source is None else source
-    subject = Subject(
-        sop_instance_uid=header.SOPInstanceUID,
-        series_instance_uid=header.SeriesInstanceUID,
-        study_instance_uid=header.StudyInstanceUID,
-        accession_number=header.AccessionNumber,
-        patient_id=header.PatientID,
-        digest="0" * 64,
-        received_at=SCORED_AT,
-        scored_at=SCORED_AT,
-        notes=("AGE_UNKNOWN",),
-        score=SCORE,
-        readings=readings,
-    )
-    finding = Finding(SCORE, SCORED_AT, "2.25.1", "small", "children aged one to five")
-    shown = np.zeros((256, 256), np.float32), np.zeros((16, 16), np.float32)
-    return Material(kind, subject, lambda: header, lambda: finding, lambda: shown)
+from triage.worklist.deliveries import ResultKind
 
 
 @pytest.fixture(params=list(PEERS))
@@ -56,20 +24,6 @@ def peer(request: pytest.FixtureRequest) -> Iterator[Any]:
     """Each kind of destination, running."""
     with PEERS[request.param]() as running:
         yield running
-
-
-def kept(result: Result, folder: Path) -> Path:
-    """The file of a result, as the spool would keep it."""
-    file = folder / "result"
-    file.write_bytes(result.content)
-    return file
-
-
-def send(sink: Sink, folder: Path, what: Material | None = None) -> Result:
-    """Build and send a result."""
-    result = sink.build(what or material())
-    sink.send(result.uid, kept(result, folder))
-    return result
 
 
 def test_what_is_sent_is_taken_under_its_identifier(peer: Any, tmp_path: Path) -> None:
@@ -249,7 +203,7 @@ def test_each_update_refers_to_the_report_before_it(tmp_path: Path) -> None:
     for readings in ((), (READING,), (READING, other)):
         result = PacsPeer().sink().build(material(readings=readings))
         chain.append(dcmread(kept(result, tmp_path)))
-    for before, after in zip(chain, chain[1:], strict=False):
+    for before, after in itertools.pairwise(chain):
         (study,) = after.PredecessorDocumentsSequence
         (series,) = study.ReferencedSeriesSequence
         (instance,) = series.ReferencedSOPSequence

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.test_sinks import READING, SCORE, material, send
-from tests.peers import SECRET, HttpPeer
+from tests.peers import READING, SCORE, SECRET, HttpPeer, material, send
 from triage.errors import DeliveryError, ServiceError
 from triage.sinks.webhook import Webhook, secret_of, signature
 
