@@ -1,6 +1,7 @@
 """The main job on the embedded defaults: sends sample_dicom/ and prints the worklist."""
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -26,6 +27,7 @@ def demo(*, once: bool) -> None:
     """Start the service, send the samples, print the table, serve on."""
     config = Config.read(os.environ, Path.cwd())
     configure_logging(config)
+    _require_free_port(config)
     config.home.mkdir(mode=0o700, parents=True, exist_ok=True)
     log = config.home / "serve.log"
     triage = [sys.executable, "-m", "triage"]
@@ -47,6 +49,16 @@ def demo(*, once: bool) -> None:
     finally:
         service.terminate()
         service.wait()
+
+
+def _require_free_port(config: Config) -> None:
+    """Else the samples would go to whoever listens there."""
+    with socket.socket() as probe:
+        if probe.connect_ex((config.dicom_host, config.dicom_port)) == 0:
+            raise ServiceError(
+                f"port {config.dicom_port} on {config.dicom_host} is taken: stop the program that "
+                "has it, or set TRIAGE_DICOM_PORT to a free one"
+            )
 
 
 def _wait_for_echo(config: Config, service: "subprocess.Popen[bytes]", log: Path) -> None:

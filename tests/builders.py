@@ -6,6 +6,7 @@ and again under a negative rescale slope.
 """
 
 import subprocess
+from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
 
@@ -42,12 +43,18 @@ _SAME_FOR_ALL = {
     "BodyPartExamined": "CHEST",
     "ViewPosition": "PA",
     "PatientOrientation": ["L", "F"],
-    "Laterality": "",
 }
 _OF_DX = {
     "PresentationIntentType": "FOR PRESENTATION",
-    "PixelIntensityRelationship": "LOG",
     "ImageLaterality": "U",
+    "DetectorType": "",
+    "PositionerType": "",
+    "ImagerPixelSpacing": [0.2, 0.2],
+    "PixelIntensityRelationship": "LOG",
+    "PixelIntensityRelationshipSign": -1,
+    "RescaleSlope": 1,
+    "RescaleIntercept": 0,
+    "RescaleType": "US",
     "BurnedInAnnotation": "NO",
     "LossyImageCompression": "00",
     "AcquisitionContextSequence": [],
@@ -127,47 +134,34 @@ def radiograph(
     if padding is not None:
         stored[:, : stored.shape[1] // 4] = padding
 
-    dataset = Dataset()
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = transfer_syntax
-    dataset.SOPClassUID = sop_class
-    for keyword in ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"):
-        setattr(dataset, keyword, generate_uid())
-    dataset.Modality = "DX" if sop_class == DigitalXRayImageStorageForPresentation else "CR"
-    dataset.update(_SAME_FOR_ALL if dataset.Modality == "CR" else {**_SAME_FOR_ALL, **_OF_DX})
+    dataset = _of_a_child(sop_class, transfer_syntax)
     dataset.Rows, dataset.Columns = stored.shape
     dataset.SamplesPerPixel = 1
     dataset.PhotometricInterpretation = photometric
     dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = allocated, bits, bits - 1
     dataset.PixelRepresentation = int(signed)
     order = "<" if transfer_syntax.is_little_endian else ">"
-    kind = f"{order}{'i' if signed else 'u'}{allocated // 8}"
-    put_pixels(dataset, stored.astype(kind).tobytes())
+    put_pixels(dataset, stored.astype(f"{order}{'i' if signed else 'u'}{allocated // 8}").tobytes())
+    if padding is not None:
+        dataset.add_new("PixelPaddingValue", "SS" if signed else "US", padding)
 
+    given: dict[str, object] = {"VOILUTFunction": voi_function} if voi_function else {}
+    if sop_class == DigitalXRayImageStorageForPresentation:
+        given["PresentationLUTShape"] = "INVERSE" if photometric == "MONOCHROME1" else "IDENTITY"
     if modality_lut:
         item = lut(low, _curve(high - low + 1, 0.8), order)
         item.ModalityLUTType = "US"
-        dataset.ModalityLUTSequence = [item]
+        given["ModalityLUTSequence"] = [item]
     elif (slope, intercept) != (1, 0):
-        dataset.RescaleSlope, dataset.RescaleIntercept = slope, intercept
-        dataset.RescaleType = "US"
+        given |= {"RescaleSlope": slope, "RescaleIntercept": intercept, "RescaleType": "US"}
     if voi_lut:
         least, most = modality_range(
             bits, signed=signed, slope=slope, intercept=intercept, modality_lut=modality_lut
         )
-        dataset.VOILUTSequence = [lut(int(least // 1), _curve(int(most - least) + 1, 1.4), order)]
+        given["VOILUTSequence"] = [lut(int(least // 1), _curve(int(most - least) + 1, 1.4), order)]
     if window is not None:
-        dataset.WindowCenter, dataset.WindowWidth = window
-    if voi_function is not None:
-        dataset.VOILUTFunction = voi_function
-    if padding is not None:
-        dataset.add_new("PixelPaddingValue", "SS" if signed else "US", padding)
-    for keyword, value in attributes.items():
-        if value is None:
-            del dataset[keyword]
-        else:
-            setattr(dataset, keyword, value)
-    return dataset
+        given["WindowCenter"], given["WindowWidth"] = window
+    return _put(dataset, given | attributes)
 
 
 def lut(first: int, entries: npt.NDArray[np.uint16], order: str = "<") -> Dataset:
@@ -176,6 +170,13 @@ def lut(first: int, entries: npt.NDArray[np.uint16], order: str = "<") -> Datase
     descriptor = [len(entries) % 65_536, first, 16]
     item.add_new("LUTDescriptor", "SS" if first < 0 else "US", descriptor)
     item.add_new("LUTData", "OW", entries.astype(f"{order}u2").tobytes())
+    return item
+
+
+def code(value: str, meaning: str = "not said", scheme: str = "SCT") -> Dataset:
+    """Build an item of a code sequence (PS3.3 8.8)."""
+    item = Dataset()
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, scheme, meaning
     return item
 
 
@@ -208,6 +209,31 @@ def compressed(dataset: Dataset, folder: Path, *options: str) -> Dataset:
     before, after = save(dataset, folder / "before.dcm"), folder / "after.dcm"
     subprocess.run(["dcmcjpeg", *options, before, after], check=True)
     return dcmread(after)
+
+
+def _of_a_child(sop_class: UID, transfer_syntax: UID) -> Dataset:
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = transfer_syntax
+    dataset.SOPClassUID = sop_class
+    for keyword in ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"):
+        setattr(dataset, keyword, generate_uid())
+    if sop_class != DigitalXRayImageStorageForPresentation:
+        return _put(dataset, {"Modality": "CR", **_SAME_FOR_ALL})
+    codes = {
+        "AnatomicRegionSequence": [code("816094009", "Chest")],
+        "ViewCodeSequence": [code("272479007", "postero-anterior")],
+    }
+    return _put(dataset, {"Modality": "DX", **_SAME_FOR_ALL, **_OF_DX, **codes})
+
+
+def _put(dataset: Dataset, attributes: Mapping[str, object]) -> Dataset:
+    for keyword, value in attributes.items():
+        if value is None:
+            dataset.pop(keyword, None)
+        else:
+            setattr(dataset, keyword, value)
+    return dataset
 
 
 def _curve(count: int, gamma: float) -> npt.NDArray[np.uint16]:

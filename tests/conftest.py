@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -168,31 +169,30 @@ def service(new_service: Callable[..., Service]) -> Iterator[Service]:
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres() -> Iterator[str]:
     """The URL, without a database name, of a PostgreSQL server for this test run."""
     programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     assert programs, "PostgreSQL is not installed: `make test` installs it"
-    folder = tmp_path_factory.mktemp("postgres")
-    # The server refuses to run as root, so that it gets the user that Debian made for it.
-    as_user: list[str] = []
-    if os.geteuid() == 0:
-        as_user = ["runuser", "-u", "postgres", "--"]
-        for parent in (folder, *folder.parents):
-            if parent.stat().st_uid == 0 and parent.is_relative_to("/tmp") and parent != Path("/tmp"):
-                parent.chmod(0o755)
-        shutil.chown(folder, "postgres")
-    port = free_port()
-    data = folder / "data"
+    # Not below pytest's own folder, which another test run closes to other users.
+    with tempfile.TemporaryDirectory(prefix="triage-postgres-") as folder:
+        # The server refuses to run as root, so that it gets the user that Debian made for it.
+        as_user: list[str] = []
+        if os.geteuid() == 0:
+            as_user = ["runuser", "-u", "postgres", "--"]
+            shutil.chown(folder, "postgres")
 
-    def run(*command: str) -> None:
-        subprocess.run([*as_user, *command], check=True, stdout=subprocess.DEVNULL, cwd=folder)
+        def run(program: str, *arguments: str) -> None:
+            command = [*as_user, str(programs[-1] / program), "-D", f"{folder}/data", *arguments]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=folder)
 
-    run(str(programs[-1] / "initdb"), "-D", str(data), "-A", "trust", "-U", "triage")
-    options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1"
-    control = str(programs[-1] / "pg_ctl")
-    run(control, "-D", str(data), "-w", "-l", str(folder / "log"), "-o", options, "start")
-    yield f"postgresql://triage@127.0.0.1:{port}"
-    run(control, "-D", str(data), "-m", "immediate", "stop")
+        port = free_port()
+        options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1"
+        run("initdb", "-A", "trust", "-U", "triage")
+        run("pg_ctl", "-w", "-l", f"{folder}/log", "-o", options, "start")
+        try:
+            yield f"postgresql://triage@127.0.0.1:{port}"
+        finally:
+            run("pg_ctl", "-m", "immediate", "stop")
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -62,7 +62,7 @@ def fit(
     from training import about, fit
 
     described = about.about(snapshot, about_file)
-    run = fit.new_run(snapshot, architecture, seed, epochs, precision)  # type: ignore[arg-type]
+    run = fit.new_run(snapshot, architecture, seed, precision)  # type: ignore[arg-type]
     terminal = sys.stdout.isatty()
     with click.progressbar(length=len(snapshot.cases), label="Reading pictures") as bar:
         description = fit.fit(
@@ -70,6 +70,7 @@ def fit(
             described,
             run,
             out,
+            epochs,
             lambda done: bar.update(done - bar.pos),
             1 if terminal else 2,
         )

@@ -43,8 +43,6 @@ class Run:
     ----------
     architecture : str
     seed : int
-    epochs : int
-        The most that are trained; early stopping usually ends sooner.
     precision : {'float32', 'mixed_bfloat16'}
         Of the arithmetic while training. Weights, export and all figures are float32.
     snapshot : str
@@ -54,7 +52,6 @@ class Run:
 
     architecture: str
     seed: int
-    epochs: int
     precision: Precision
     snapshot: str
     pixel_fingerprint: str
@@ -147,6 +144,7 @@ def fit(
     about: About,
     run: Run,
     out: Path,
+    epochs: int,
     progress: Callable[[int], None],
     verbose: int,
 ) -> Mapping[str, Any]:
@@ -159,6 +157,9 @@ def fit(
     run : Run
     out : Path
         Becomes the model version; its subfolder ``checkpoint`` holds the run's state.
+    epochs : int
+        The most that are trained; early stopping may end sooner. Not part of the run's
+        identity: a run may be resumed with another bound.
     progress : callable
         Is told how many pictures are read.
     verbose : int
@@ -189,14 +190,14 @@ def fit(
     else:
         model.compile(keras.optimizers.SGD(), "binary_crossentropy", metrics=["accuracy"])
     checkpoint = _Checkpoint(folder, history)
-    if not finished(history) and len(history) < run.epochs:
+    if not finished(history) and len(history) < epochs:
         train, validation = parts["train"], parts["validation"]
         model.fit(
             _Batches(arrays[train], labels[train], run.seed, len(history)),
             validation_data=(arrays[validation].astype(np.float32), labels[validation]),
             validation_batch_size=BATCH,
             initial_epoch=len(history),
-            epochs=run.epochs,
+            epochs=epochs,
             callbacks=[checkpoint],
             verbose=verbose,
         )
@@ -362,11 +363,9 @@ def export(network: keras.Model, path: Path) -> None:
     ov.save_model(converted, path, compress_to_fp16=False)
 
 
-def new_run(
-    snapshot: Snapshot, architecture: str, seed: int, epochs: int, precision: Precision
-) -> Run:
+def new_run(snapshot: Snapshot, architecture: str, seed: int, precision: Precision) -> Run:
     """A run on this program's pixel pipeline."""
-    return Run(architecture, seed, epochs, precision, snapshot.digest, fingerprint())
+    return Run(architecture, seed, precision, snapshot.digest, fingerprint())
 
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:

@@ -216,6 +216,7 @@ def _sinks(config: Config, environment: Mapping[str, str]) -> dict[str, "Sink"]:
                     Destination(there.host, there.port, there.ae_title),
                     config.ae_title,
                     there.timeout_seconds,
+                    config.organization,
                 )
             case Hl7Destination():
                 sinks[there.name] = InterfaceEngine(

@@ -6,6 +6,7 @@ A variable beats the file, the file beats the default. The file is the one that
 """
 
 import json
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,9 +38,16 @@ def _ae_title(value: str) -> str:
     return title
 
 
+def _absolute(value: Path) -> Path:
+    try:
+        return value.expanduser().absolute()
+    except RuntimeError as error:
+        raise ValueError(f"there is no home of that user: {error}") from error
+
+
 Port = Annotated[int, Field(ge=0, le=65_535)]
 PeerPort = Annotated[int, Field(ge=1, le=65_535)]
-AbsolutePath = Annotated[Path, AfterValidator(lambda path: Path(path).expanduser().absolute())]
+AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
 
 
 def _url(value: str) -> str:
@@ -185,7 +193,10 @@ class Config(BaseModel):
         default=64, ge=1, le=1_000, description="Associations served at once; more are rejected."
     )
     idle_seconds: float = Field(
-        default=60.0, gt=0, description="An association silent for so long is aborted."
+        default=60.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="An association silent for so long is aborted.",
     )
     destinations: Annotated[
         tuple[Annotated[Destination, Field(discriminator="kind")], ...],
@@ -194,6 +205,11 @@ class Config(BaseModel):
     ] = Field(
         default=(),
         description="Where results go: [[destinations]] tables, or a JSON array in the variable.",
+    )
+    organization: str = Field(
+        default="",
+        max_length=64,
+        description="To which readers answer; reports of readings are VERIFIED in its name.",
     )
     delivery_attempts: int = Field(
         default=100,
@@ -246,7 +262,10 @@ class Config(BaseModel):
         named = environment.get(FILE_VARIABLE)
         if named:
             return Path(named)
-        home = Path(environment.get(PREFIX + "HOME", folder)).expanduser()
+        try:
+            home = Path(environment.get(PREFIX + "HOME", folder)).expanduser()
+        except RuntimeError:  # a user without a home; the validator says so
+            home = folder
         for candidate in (folder / FILE_NAME, home / FILE_NAME):
             if candidate.is_file():
                 return candidate
@@ -284,6 +303,7 @@ class Config(BaseModel):
 
 def without_password(url: str) -> str:
     """A database URL that may be shown."""
+    url = re.sub(r"([?&][^=&]*passw[^=&]*=)[^&]*", r"\1***", url, flags=re.IGNORECASE)
     scheme, separator, rest = url.partition("://")
     credentials, at, place = rest.rpartition("@")
     if not at or ":" not in credentials:

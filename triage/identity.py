@@ -1,5 +1,6 @@
 """What an instance is and where it belongs: references, UIDs and what the header states."""
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -63,11 +64,11 @@ class Instance:
             study_instance_uid=_uid(header, "StudyInstanceUID"),
             patient_id=text(header, "PatientID"),
             accession_number=text(header, "AccessionNumber"),
-            modality=text(header, "Modality").upper(),
-            body_part=text(header, "BodyPartExamined").upper(),
-            view_position=text(header, "ViewPosition").upper(),
-            patient_age=text(header, "PatientAge").upper(),
-            patient_sex=text(header, "PatientSex").upper(),
+            modality=_term(header, "Modality"),
+            body_part=_term(header, "BodyPartExamined"),
+            view_position=_term(header, "ViewPosition"),
+            patient_age=_term(header, "PatientAge"),
+            patient_sex=_term(header, "PatientSex"),
             ordered_priority=_ordered_priority(header),
         )
 
@@ -87,9 +88,33 @@ def items(header: Dataset, keyword: str) -> tuple[Dataset, ...]:
     return tuple(value) if isinstance(value, Sequence) else ()
 
 
+def numbers(header: Dataset, keyword: str, count: int | None = None) -> list[float]:
+    """An element's values as finite numbers.
+
+    Raises
+    ------
+    ValueError
+        One is no number, or there are not ``count`` of them.
+    """
+    value = value_of(header, keyword)
+    values = [] if value is None else value if isinstance(value, MultiValue | list) else [value]
+    try:
+        found = [float(each) for each in values]
+    except (TypeError, OverflowError) as error:
+        raise ValueError(f"{keyword} holds what is no number") from error
+    if not all(map(math.isfinite, found)) or (count is not None and len(found) != count):
+        raise ValueError(f"{keyword} has {len(found)} values")
+    return found
+
+
 def text(header: Dataset, keyword: str) -> str:
     """An element's first value as text without padding; empty if absent or unreadable."""
     return _whole_text(header, keyword)[:64]
+
+
+def _term(header: Dataset, keyword: str) -> str:
+    """A coded string in upper case, cut after that: some letters grow."""
+    return text(header, keyword).upper()[:64]
 
 
 def _whole_text(header: Dataset, keyword: str) -> str:
@@ -112,5 +137,5 @@ def _uid(header: Dataset, keyword: str) -> str:
 def _ordered_priority(header: Dataset) -> str:
     """Requested Procedure Priority at the top or in the request attributes."""
     places = (header, *items(header, "RequestAttributesSequence"))
-    found = [text(place, "RequestedProcedurePriority") for place in places]
-    return next((value.upper() for value in found if value), "")
+    found = [_term(place, "RequestedProcedurePriority") for place in places]
+    return next((value for value in found if value), "")

@@ -1,10 +1,10 @@
 """From stored pixel values to the array that a network is shown.
 
 The way (PS3.3 C.11.1 and C.11.2, PS3.4 N.2): stored values, modality LUT or rescale, VOI
-LUT or window, polarity, contrast stretch, resize. All steps before the last act on one
-grey value at a time, so they are composed once into a table over the possible stored
-values (at most 65,536 of them) and the picture is read through it: a 10 MB radiograph
-costs one histogram, one look-up and one resize.
+LUT or window, polarity, what is hidden, contrast stretch, resize. The steps that act on one
+grey value at a time are composed into a table over the possible stored values (at most
+65,536 of them) and the picture is read through it: a 10 MB radiograph costs a histogram
+and a look-up, once more if it has margins, and one resize.
 
 The result does not depend on how a picture was encoded. It does depend on the constants
 in :data:`RECIPE`; their hash is the *fingerprint*, which a model version carries and
@@ -21,15 +21,16 @@ from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.multival import MultiValue
 from pydicom.pixels.utils import pixel_array
-from pydicom.uid import UID, JPEGBaseline8Bit
+from pydicom.uid import UID, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLosslessSV1
 
 from triage.errors import PixelsError
 from triage.identity import value_of
+from triage.shutters import Mask, declared, margins
 
 SIDE = 256
 """Rows and columns of a normalized array."""
@@ -45,11 +46,11 @@ MAX_PIXELS = 120_000_000
 
 RECIPE: Mapping[str, object] = MappingProxyType(
     {
-        "revision": 1,
+        "revision": 2,
         "side": SIDE,
         "voi": "first VOI LUT item, else first window, else the stored range",
         "polarity": "photometric interpretation",
-        "padding": "excluded from the stretch, shown black",
+        "hidden": "padding, shutters, collimators and margins: not stretched, shown black",
         "stretch": {"after": "polarity", "tail": TAIL},
         "resize": "bilinear with support scaled to the reduction, aspect ratio not kept",
         "colour": "ITU-R 601 luma",
@@ -115,7 +116,9 @@ def normalize(dataset: Dataset) -> Normalized:
     table = _display_table(dataset, stored, notes)
     if _inverted(dataset, notes):
         table = -table
-    return Normalized(_finish(stored, table, _padding(dataset, stored)), tuple(notes))
+    visible = declared(dataset, stored.values.shape, notes)
+    array = _finish(stored, table, _padding(dataset, stored), visible)
+    return Normalized(array, tuple(dict.fromkeys(notes)))
 
 
 def normalize_file(path: Path) -> Array:
@@ -133,13 +136,13 @@ def normalize_file(path: Path) -> Array:
         with Image.open(path) as image:
             deep = image.mode.startswith("I;16")
             values = np.asarray(image if deep else image.convert("L"))
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise PixelsError(
             "PIXEL_DATA_UNDECODABLE", f"{path} is not a picture that can be read: {error}"
         ) from error
     stored = _Stored(values, 0, 65_535 if deep else 255)
     try:
-        return _finish(stored, np.arange(stored.high + 1, dtype=np.float64), None)
+        return _finish(stored, np.arange(stored.high + 1, dtype=np.float64), None, None)
     except PixelsError as error:
         raise PixelsError(error.reason, f"{path}: {error}") from error
 
@@ -183,16 +186,17 @@ def _decode(dataset: Dataset) -> _Stored:
 def _pixels(dataset: Dataset) -> npt.NDArray[np.integer]:
     """Decode; color as RGB.
 
-    pydicom has no decoder for the retired progressive JPEG syntax, which img2dcm and old
-    gateways still write. Its bit stream says itself how it is coded, so that the baseline
-    decoder of libjpeg reads it.
+    pydicom decodes neither the retired progressive JPEG, which img2dcm and old gateways
+    still write, nor lossy JPEG of 12 bits. A JPEG stream says itself how it is coded, so
+    that a decoder reads it under the name of a syntax that pydicom gives it.
     """
-    if dataset.file_meta.TransferSyntaxUID != JPEG_PROGRESSIVE:
+    syntax, deep = dataset.file_meta.TransferSyntaxUID, dataset.BitsStored > 8
+    if not (syntax == JPEG_PROGRESSIVE or (syntax == JPEGExtended12Bit and deep)):
         return pixel_array(dataset)
-    baseline = Dataset(dataset)
-    baseline.file_meta = FileMetaDataset()
-    baseline.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
-    return pixel_array(baseline, decoding_plugin="pillow")
+    renamed = Dataset(dataset)
+    renamed.file_meta = FileMetaDataset()
+    renamed.file_meta.TransferSyntaxUID = JPEGLosslessSV1 if deep else JPEGBaseline8Bit
+    return pixel_array(renamed, decoding_plugin="gdcm" if deep else "pillow")
 
 
 def _display_table(dataset: Dataset, stored: _Stored, notes: list[str]) -> npt.NDArray[np.float64]:
@@ -205,7 +209,7 @@ def _modality(
     dataset: Dataset, values: npt.NDArray[np.float64], notes: list[str]
 ) -> npt.NDArray[np.float64]:
     """Modality LUT or rescale (PS3.3 C.11.1)."""
-    lut = _first_lut(dataset, "ModalityLUTSequence", notes)
+    lut = _first_lut(dataset, "ModalityLUTSequence", values, notes)
     if lut is not None:
         return lut.apply(values)
     slope = _number(dataset, "RescaleSlope")
@@ -220,7 +224,7 @@ def _voi(
     dataset: Dataset, values: npt.NDArray[np.float64], notes: list[str]
 ) -> npt.NDArray[np.float64]:
     """The first VOI LUT, else the first window (PS3.3 C.11.2), else the values."""
-    lut = _first_lut(dataset, "VOILUTSequence", notes)
+    lut = _first_lut(dataset, "VOILUTSequence", values, notes)
     if lut is not None:
         return lut.apply(values)
     center, width = _number(dataset, "WindowCenter"), _number(dataset, "WindowWidth")
@@ -252,21 +256,29 @@ class _Lut:
         return mapped
 
 
-def _first_lut(dataset: Dataset, keyword: str, notes: list[str]) -> _Lut | None:
+def _first_lut(
+    dataset: Dataset, keyword: str, values: npt.NDArray[np.float64], notes: list[str]
+) -> _Lut | None:
     """The first item's look-up table, or nothing (noted) if it is broken."""
     items = value_of(dataset, keyword)
     if not items:
         return None
     try:
         count, first, bits = (int(value) for value in items[0].LUTDescriptor)
+        count = count % 65_536 or 65_536  # pydicom may have read it as signed
         data = items[0].LUTData
         if isinstance(data, bytes):
-            data = np.frombuffer(data, "<u2" if dataset.is_little_endian else ">u2")
+            little = dataset.file_meta.TransferSyntaxUID.is_little_endian
+            data = np.frombuffer(data, "<u2" if little else ">u2")
+        if bits == 8 and len(np.atleast_1d(data)) < count:  # packed two by two
+            data = np.asarray(data, "<u2").view(np.uint8)
         entries = np.atleast_1d(np.asarray(data, np.float64))
-        count = count or 65_536
-        if first >= 32_768 and dataset.get("PixelRepresentation") == 1:
+        # Its sign is that of the values it maps, whatever VR it was read with.
+        if values.min() < 0 and first >= 32_768:
             first -= 65_536
-        if not 8 <= bits <= 16 or not 0 < count <= len(entries):
+        elif values.min() >= 0 and first < 0:
+            first += 65_536
+        if not 8 <= bits <= 16 or len(entries) < count:
             raise ValueError(f"{count} entries of {bits} bits announced, {len(entries)} found")
     # A boundary: converting a malformed item raises what pydicom likes.
     except Exception:  # noqa: BLE001
@@ -310,24 +322,45 @@ def _as_stored(value: int, stored: _Stored) -> int:
 
 
 def _finish(
-    stored: _Stored, table: npt.NDArray[np.float64], padding: tuple[int, int] | None
+    stored: _Stored,
+    table: npt.NDArray[np.float64],
+    padding: tuple[int, int] | None,
+    visible: Mask | None,
 ) -> Array:
-    """Stretch the contrast, look the picture up and resize it."""
+    """Hide what shows no patient, stretch the contrast, look the picture up, resize it."""
     # Where each pixel's value stands in the table; signed 16 bits would overflow.
     places = stored.values.astype(np.int32) - stored.low if stored.low else stored.values
-    counts = np.bincount(places.ravel(), minlength=len(table))
     blank = np.zeros(len(table), np.bool_)
     if padding is not None:
         blank[max(padding[0] - stored.low, 0) : max(padding[1] - stored.low + 1, 0)] = True
-        counts = np.where(blank, 0, counts)
+    picture = _shown(places, table, blank, visible)
+    box = margins(picture)
+    if picture[box].size < picture.size:
+        inside = np.zeros(picture.shape, np.bool_)
+        inside[box] = True if visible is None else visible[box]
+        picture = _shown(places, table, blank, inside)
+    small = Image.fromarray(picture).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+    return np.clip(np.asarray(small, np.float32), 0.0, 1.0)
+
+
+def _shown(
+    places: npt.NDArray[np.integer],
+    table: npt.NDArray[np.float64],
+    blank: npt.NDArray[np.bool_],
+    visible: Mask | None,
+) -> npt.NDArray[np.float32]:
+    """The picture with its contrast stretched by what is visible, the rest black."""
+    seen = places.ravel() if visible is None else places[visible]
+    counts = np.where(blank, 0, np.bincount(seen, minlength=len(table)))
     black, white = _tails(table, counts)
     if not black < white:
         raise PixelsError("PICTURE_BLANK", "the picture has one grey value and shows nothing")
     shown = np.clip((table - black) / (white - black), 0.0, 1.0).astype(np.float32)
     shown[blank] = 0.0
-    picture = Image.fromarray(shown[places])
-    small = picture.resize((SIDE, SIDE), Image.Resampling.BILINEAR)
-    return np.clip(np.asarray(small, np.float32), 0.0, 1.0)
+    picture: npt.NDArray[np.float32] = shown[places]
+    if visible is not None:
+        picture[~visible] = 0.0
+    return picture
 
 
 def _tails(table: npt.NDArray[np.float64], counts: npt.NDArray[np.int64]) -> tuple[float, float]:

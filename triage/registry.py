@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from triage.admission import Population
+from triage.durable import make_folder, sync
 from triage.errors import ModelError
 
 FORMAT = 1
@@ -79,11 +80,19 @@ class ModelVersion:
                     )
             population = description["population"]
             age = population["age_years"]
+            version, threshold = str(description["version"]), float(description["threshold"])
+            if not 0.0 <= threshold <= 1.0:
+                raise ValueError(f"threshold {threshold} is not 0 to 1")
+            for name in (version, *description["files"]):
+                if name in {"", ".", ".."} or Path(name).name != name:
+                    raise ValueError(f"{name!r} is not the name of a file")
+            if not isinstance(description["created_at"], str):
+                raise TypeError("created_at is not a text")
             return cls(
-                version=str(description["version"]),
+                version=version,
                 folder=folder,
                 pixel_fingerprint=str(description["pixel_fingerprint"]),
-                threshold=float(description["threshold"]),
+                threshold=threshold,
                 population=Population(
                     str(population["description"]),
                     None if age is None else (int(age[0]), int(age[1])),
@@ -95,7 +104,7 @@ class ModelVersion:
             raise ModelError(
                 f"model version in {folder} cannot be read: {error.strerror}: {error.filename}"
             ) from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise ModelError(
                 f"{folder / DESCRIPTION} is damaged ({type(error).__name__}: {error}): "
                 "restore it or remove the version"
@@ -125,19 +134,21 @@ class Registry:
         model = ModelVersion.load(source)
         target = self.folder / model.version
         if target.exists():
-            known = ModelVersion.load(target)
-            if known.description != model.description:
-                raise ModelError(f"{target} already holds another model of that name")
-            return known
+            return _same(target, model)
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
             with tempfile.TemporaryDirectory(dir=self.folder, prefix=".adding-") as temporary:
                 copy = Path(temporary) / model.version
                 copy.mkdir()
                 for name in (DESCRIPTION, *model.description["files"]):
                     shutil.copyfile(source / name, copy / name)
+                    sync(copy / name)
+                sync(copy)
                 copy.rename(target)
+                sync(self.folder)
         except OSError as error:
+            if target.exists():  # another process was faster
+                return _same(target, model)
             raise ModelError(
                 f"cannot add model {model.version} to {self.folder}: {error.strerror}"
             ) from error
@@ -198,6 +209,15 @@ class Registry:
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).replace(self.folder / ALIASES)
+        sync(self.folder)
+
+
+def _same(folder: Path, model: ModelVersion) -> ModelVersion:
+    """The version in a folder, if it is this model."""
+    known = ModelVersion.load(folder)
+    if known.description != model.description:
+        raise ModelError(f"{folder} already holds another model of that name")
+    return known
 
 
 def file_hash(path: Path) -> str:

@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Literal
 
+from triage.durable import make_folder, sync
 from triage.errors import SpoolError
 
 Place = Literal["instances", "quarantine", "results"]
@@ -47,7 +48,7 @@ class Spool:
             The folder cannot be written.
         """
         try:
-            self._incoming.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_folder(self._incoming)
             for leftover in self._incoming.iterdir():
                 leftover.unlink()
             with tempfile.NamedTemporaryFile(dir=self._incoming):
@@ -79,16 +80,16 @@ class Spool:
         temporary = None
         try:
             if target.exists():  # written by another thread, which may not have synced yet
-                _sync_folder(target.parent)
+                sync(target.parent)
                 return target
-            _make_durably(target.parent)
+            make_folder(target.parent)
             descriptor, temporary = tempfile.mkstemp(dir=self._incoming)
             with os.fdopen(descriptor, "wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             Path(temporary).replace(target)
-            _sync_folder(target.parent)
+            sync(target.parent)
         except OSError as error:
             if temporary is not None:
                 Path(temporary).unlink(missing_ok=True)
@@ -98,20 +99,3 @@ class Spool:
     def path(self, digest: str, place: Place = "instances") -> Path:
         """Where a data set is, if it is there."""
         return self._folder / place / digest[:2] / f"{digest}.dcm"
-
-
-def _make_durably(folder: Path) -> None:
-    """Make a folder so that its entry in the parent survives losing power, too."""
-    if folder.is_dir():
-        return
-    _make_durably(folder.parent)
-    folder.mkdir(mode=0o700, exist_ok=True)
-    _sync_folder(folder.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

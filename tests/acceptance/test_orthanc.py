@@ -124,7 +124,9 @@ def service(orthanc: Orthanc, new_service: Callable[..., Service]) -> Iterator[S
         "ae_title": "ORTHANC",
     }  # fmt: skip
     running = new_service(
-        TRIAGE_DESTINATIONS=json.dumps([destination]), TRIAGE_DELIVERY_PAUSE_SECONDS="0.2"
+        TRIAGE_DESTINATIONS=json.dumps([destination]),
+        TRIAGE_DELIVERY_PAUSE_SECONDS="0.2",
+        TRIAGE_ORGANIZATION="Städtisches Klinikum",
     )
     running.start()
     yield running
@@ -245,6 +247,7 @@ def test_a_reading_brings_an_updated_report_that_refers_to_the_first(
         assert instance.ReferencedSOPInstanceUID == replaced.SOPInstanceUID
         (verifier,) = report.VerifyingObserverSequence
         assert str(verifier.VerifyingObserverName) == "Müller^Eva"
+        assert verifier.VerifyingOrganization == "Städtisches Klinikum"
 
 
 def test_a_pacs_that_was_down_gets_its_results(service: Service, orthanc: Orthanc) -> None:

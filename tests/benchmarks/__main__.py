@@ -43,7 +43,7 @@ def scoring() -> None:
 
     from training.networks import build
 
-    folder = sorted((ROOT / "triage" / "bundled").glob("*/model.json"))[-1].parent
+    folder = max((ROOT / "triage" / "bundled").glob("*/model.json")).parent
     model = ModelVersion.load(folder)
     keras_network = build(model.description["architecture"])
     keras_network.load_weights(folder / "model.weights.h5")

@@ -214,7 +214,6 @@ def test_a_checkpoint_that_does_not_fit_is_refused(
     identity = {
         "architecture": "final_model",
         "seed": 3 if file else 4,
-        "epochs": 2,
         "precision": "float32",
         "snapshot": snapshot.digest,
         "pixel_fingerprint": fingerprint(),

@@ -35,9 +35,17 @@ class Pacs:
         Ours.
     timeout : float
         Seconds without an answer after which there is none.
+    organization : str
+        To which readers answer (PS3.3 C.17.2, Verifying Organization); empty if unknown.
     """
 
-    def __init__(self, destination: Destination, calling_ae_title: str, timeout: float) -> None:
+    def __init__(
+        self,
+        destination: Destination,
+        calling_ae_title: str,
+        timeout: float,
+        organization: str = "",
+    ) -> None:
         self._destination, self._timeout = destination, timeout
         ae = AE(calling_ae_title)
         ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = timeout
@@ -46,12 +54,12 @@ class Pacs:
             # A context for each: a PACS may take only the default syntax (PS3.5 10.1).
             for syntax in (ExplicitVRLittleEndian, ImplicitVRLittleEndian):
                 ae.add_requested_context(sop_class, syntax)
-        self._ae = ae
+        self._ae, self._organization = ae, organization
         self._association: Any = None
 
     def build(self, material: Material) -> Result:
         """A SOP instance as a DICOM file (PS3.10)."""
-        made = _dataset(material)
+        made = self._dataset(material)
         file = BytesIO()
         dcmwrite(file, made, enforce_file_format=True)
         return Result(str(made.SOPInstanceUID), file.getvalue())
@@ -126,17 +134,22 @@ class Pacs:
             refused=not full,
         )
 
-
-def _dataset(material: Material) -> Dataset:
-    source, finding = material.source(), material.finding()
-    if material.kind is ResultKind.HEAT_MAP:
-        array, heat_map = material.heat_map()
-        return secondary_capture(source, array, heat_map, finding)
-    report = structured_report(source, finding)
-    # Each report replaces the one before, back to the first; all of them come out the same
-    # whenever they are built.
-    for reading in material.subject.readings:
-        report = updated_report(
-            source, finding, reading.verdict, reading.reader, reading.read_at, report
-        )
-    return report
+    def _dataset(self, material: Material) -> Dataset:
+        source, finding = material.source(), material.finding()
+        if material.kind is ResultKind.HEAT_MAP:
+            array, heat_map = material.heat_map()
+            return secondary_capture(source, array, heat_map, finding)
+        report = structured_report(source, finding)
+        # Each report replaces the one before, back to the first; all of them come out the
+        # same whenever they are built.
+        for reading in material.subject.readings:
+            report = updated_report(
+                source,
+                finding,
+                reading.verdict,
+                reading.reader,
+                reading.read_at,
+                report,
+                organization=self._organization,
+            )
+        return report

@@ -189,7 +189,11 @@ class Worklist:
         self.deliveries = Deliveries(self._transaction)
         self._reading = open_engine(url, create=False)
         self._writing = self._reading.execution_options(**{WRITE: True})
-        require_current(self._reading)
+        try:
+            require_current(self._reading)
+        except WorklistError:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Give the connections back."""
@@ -415,10 +419,7 @@ class Worklist:
         """When the longest waiting unscored item came; None if none waits."""
         with self._transaction() as session:
             return session.scalar(
-                select(Item.received_at)
-                .where(Item.state == State.RECEIVED)
-                .order_by(Item.rank_at)
-                .limit(1)
+                select(func.min(Item.received_at)).where(Item.state == State.RECEIVED)
             )
 
     def read(self, sop_instance_uid: str, verdict: Verdict, reader: str) -> State:

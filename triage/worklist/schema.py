@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
+from sqlalchemy import Connection, Engine, create_engine, event, func, inspect, select, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.pool import ConnectionPoolEntry
@@ -20,6 +20,9 @@ WRITE = "triage_write"
 """Execution option: the transaction writes, so SQLite takes its lock at the beginning."""
 
 BUSY_MILLISECONDS = 30_000
+
+_MIGRATION_LOCK = 0x7472_6961_6765
+"""PostgreSQL's advisory lock of whoever migrates; SQLite's writers exclude each other anyway."""
 
 
 def open_engine(url: str, *, create: bool) -> Engine:
@@ -140,6 +143,8 @@ def migrate(engine: Engine) -> str | None:
     settings.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     try:
         with engine.execution_options(**{WRITE: True}).begin() as connection:
+            if connection.dialect.name == "postgresql":
+                connection.execute(select(func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
             settings.attributes["connection"] = connection
             command.upgrade(settings, HEAD)
     except SQLAlchemyError as error:
