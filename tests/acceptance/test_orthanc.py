@@ -20,9 +20,12 @@ from tests.conftest import SAMPLES, Service, free_port, wait_for
 from triage.errors import TriageError
 from triage.send import Destination, echo
 from triage.worklist import State, WorklistItem
-from triage.worklist.deliveries import DeliveryState
+from triage.worklist.deliveries import DeliveryState, ResultKind
 
-RESULTS = {"SR": Comprehensive3DSRStorage, "OT": SecondaryCaptureImageStorage}
+RESULTS = {
+    ResultKind.FINDING: Comprehensive3DSRStorage,
+    ResultKind.HEAT_MAP: SecondaryCaptureImageStorage,
+}
 
 
 class Orthanc:
@@ -83,22 +86,14 @@ class Orthanc:
             content: bytes = answer.read()
             return content
 
-    def study(self, uid: str) -> dict[str, Any]:
-        """A study by its Study Instance UID."""
-        (found,) = [
-            study
-            for study in self.rest("/studies?expand")
-            if study["MainDicomTags"]["StudyInstanceUID"] == uid
-        ]
-        return dict(found)
-
-    def instances(self, study_uid: str) -> dict[str, list[str]]:
-        """Orthanc's identifiers of a study's instances, by modality."""
-        found: dict[str, list[str]] = {}
-        for series in self.study(study_uid)["Series"]:
-            content = self.rest(f"/series/{series}")
-            found.setdefault(content["MainDicomTags"]["Modality"], []).extend(content["Instances"])
-        return found
+    def instance(self, uid: str) -> str:
+        """Its own identifier of an instance."""
+        (found,) = (
+            instance["ID"]
+            for instance in self.rest("/instances?expand")
+            if instance["MainDicomTags"]["SOPInstanceUID"] == uid
+        )
+        return str(found)
 
     def count(self) -> int:
         """How many instances it has."""
@@ -187,27 +182,25 @@ def test_results_stand_in_orthanc_beside_the_radiographs(
     wait_for_deliveries(service, 2 * len(items))
     assert orthanc.count() == radiographs + 2 * len(items)
 
-    for item in items:
-        study = orthanc.study(item.study_instance_uid)
+    by_uid = {item.sop_instance_uid: item for item in items}
+    worklist = service.worklist()
+    records = worklist.deliveries.records()
+    for record in records:
+        item = by_uid[record.sop_instance_uid]
+        instance = orthanc.instance(str(record.result_uid))
+        study = orthanc.rest(f"/instances/{instance}/study")
+        assert study["MainDicomTags"]["StudyInstanceUID"] == item.study_instance_uid
         assert study["MainDicomTags"]["AccessionNumber"] == item.accession_number
         assert study["PatientMainDicomTags"]["PatientID"] == item.patient_id
-        instances = orthanc.instances(item.study_instance_uid)
-        for modality, sop_class in RESULTS.items():
-            (found,) = instances[modality]
-            content = orthanc.raw(f"/instances/{found}/file")
-            dataset = dcmread(DicomBytesIO(content))
-            assert dataset.SOPClassUID == sop_class
-            assert dataset.PatientID == item.patient_id
-            assert dataset.AccessionNumber == item.accession_number
-            check_with_dciodvfy(content, tmp_path)
-        (picture,) = instances["OT"]
-        assert orthanc.raw(f"/instances/{picture}/preview").startswith(b"\x89PNG")
+        content = orthanc.raw(f"/instances/{instance}/file")
+        assert dcmread(DicomBytesIO(content)).SOPClassUID == RESULTS[record.kind]
+        check_with_dciodvfy(content, tmp_path)
+        if record.kind is ResultKind.HEAT_MAP:
+            assert orthanc.raw(f"/instances/{instance}/preview").startswith(b"\x89PNG")
 
     before = orthanc.rest("/statistics")
-    worklist = service.worklist()
-    numbers = [record.id for record in worklist.deliveries.records()]
-    for number in numbers:
-        worklist.deliveries.retry(number, "test")
+    for record in records:
+        worklist.deliveries.retry(record.id, "test")
     worklist.close()
     wait_for_deliveries(service, 2 * len(items))
     assert orthanc.rest("/statistics") == before
@@ -230,11 +223,14 @@ def test_a_reading_brings_an_updated_report_that_refers_to_the_first(
         )
         assert ran.returncode == 0, ran.stderr
         wait_for_deliveries(service, 2 + number)
+    worklist = service.worklist()
     reports = []
-    for found in orthanc.instances(item.study_instance_uid)["SR"]:
-        content = orthanc.raw(f"/instances/{found}/file")
-        check_with_dciodvfy(content, tmp_path)
-        reports.append(dcmread(DicomBytesIO(content)))
+    for record in worklist.deliveries.records():
+        if record.kind is not ResultKind.HEAT_MAP:
+            content = orthanc.raw(f"/instances/{orthanc.instance(str(record.result_uid))}/file")
+            check_with_dciodvfy(content, tmp_path)
+            reports.append(dcmread(DicomBytesIO(content)))
+    worklist.close()
     reports.sort(key=lambda report: int(report.InstanceNumber))
     assert [report.VerificationFlag for report in reports] == [
         "UNVERIFIED", "VERIFIED", "VERIFIED"

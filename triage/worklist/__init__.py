@@ -466,8 +466,9 @@ class Worklist:
                     ScoreRecord.item_id == item.id,
                     ScoreRecord.model_version == item.model_version,
                 )
-            ).one()
-            enqueue(session, self._routes, (ResultKind.READING,), shown, reading)
+            ).one_or_none()
+            if shown is not None:
+                enqueue(session, self._routes, (ResultKind.READING,), shown, reading)
             item.state, item.unread = state, False
             _journal(session, item.id, state, reader)
             return state

@@ -18,7 +18,6 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
-    func,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -168,15 +167,18 @@ class Delivery(Base):
     """Names the kept bytes that every attempt sends."""
 
     __table_args__ = (
-        # One for each result and destination; a finding has no reading.
+        # One for each result and destination: of a score, and of a reading.
         Index(
-            "ux_deliveries_result",
+            "ux_deliveries_score",
             "score_id",
             "kind",
             "destination",
-            func.coalesce(reading_id, 0),
             unique=True,
+            sqlite_where=reading_id.is_(None),
+            postgresql_where=reading_id.is_(None),
         ),
+        Index("ux_deliveries_reading", "reading_id", "kind", "destination", unique=True),
+        Index("ix_deliveries_score", "score_id", "destination"),
         Index("ix_deliveries_due", "state", "destination", "next_attempt_at"),
     )
 

@@ -31,11 +31,17 @@ def upgrade() -> None:
         sa.Column("result_digest", sa.String(64)),
     )
     op.create_index(
-        "ux_deliveries_result",
+        "ux_deliveries_score",
         "deliveries",
-        ["score_id", "kind", "destination", sa.text("coalesce(reading_id, 0)")],
+        ["score_id", "kind", "destination"],
         unique=True,
+        sqlite_where=sa.text("reading_id IS NULL"),
+        postgresql_where=sa.text("reading_id IS NULL"),
     )
+    op.create_index(
+        "ux_deliveries_reading", "deliveries", ["reading_id", "kind", "destination"], unique=True
+    )
+    op.create_index("ix_deliveries_score", "deliveries", ["score_id", "destination"])
     op.create_index("ix_deliveries_due", "deliveries", ["state", "destination", "next_attempt_at"])
 
 
