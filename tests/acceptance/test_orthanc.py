@@ -57,7 +57,7 @@ class Orthanc:
         """Start it and wait for its C-ECHO."""
         with (self._folder / "orthanc.log").open("ab") as log:
             self._process = subprocess.Popen(
-                ["Orthanc", str(self._folder / "orthanc.json")], stdout=log, stderr=log
+                ["/usr/sbin/Orthanc", str(self._folder / "orthanc.json")], stdout=log, stderr=log
             )
         wait_for(self._answers, seconds=60)
 
