@@ -1,5 +1,6 @@
 """The documents name what the program has, and nothing of where it was written."""
 
+import json
 import re
 from pathlib import Path
 
@@ -36,3 +37,16 @@ def test_no_machine_path_or_index_host_is_in_the_tree() -> None:
     kept += [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
     found = [path.name for path in kept if pattern.search(Path(path).read_text())]
     assert found == []
+
+
+def test_the_model_document_tells_the_bundled_model_s_own_figures() -> None:
+    """Name, threshold and held-out figures are those in model.json."""
+    text = (ROOT / "docs" / "model.md").read_text()
+    file = max((ROOT / "triage" / "bundled").glob("*/model.json"))
+    told = json.loads(file.read_text())
+    assert told["version"] in text
+    assert told["data"]["snapshot"] in text
+    assert f"{told['threshold']:.4f}" in text
+    for figure in told["metrics"]["held_out"].values():
+        row = f"| {figure['value']:.3f} | {figure['low']:.3f} to {figure['high']:.3f} |"
+        assert row in text, row
