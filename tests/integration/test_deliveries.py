@@ -137,6 +137,14 @@ def test_flagged_results_leave_first(worklist: Worklist) -> None:
     assert [c and c.subject.sop_instance_uid for c in claims] == ["1.2", "1.1"]
 
 
+def test_reports_leave_before_pictures(worklist: Worklist) -> None:
+    """A picture is dear and can wait."""
+    for uid in ("1.1", "1.2"):
+        enter(worklist, uid)
+    claims = [worklist.deliveries.claim("d", "pacs", MOST) for _ in range(4)]
+    assert [c and c.kind.value for c in claims] == ["FINDING", "FINDING", "HEAT_MAP", "HEAT_MAP"]
+
+
 def test_many_deliverers_claim_each_delivery_once(worklist: Worklist) -> None:
     """Twelve threads, twenty deliveries, twenty claims."""
     for number in range(20):

@@ -234,8 +234,9 @@ class Deliveries:
     def claim(self, worker: str, destination: str, most: int) -> DeliveryClaim | None:
         """The next delivery to a destination, leased to a worker; None if none is due.
 
-        Urgent exams first. A reading goes only after the finding and the readings before
-        it were taken: a destination that keeps the latest must end with the latest.
+        Pictures last, urgent exams first. A reading goes only after the finding and the
+        readings before it were taken: a destination that keeps the latest must end with the
+        latest.
 
         Parameters
         ----------
@@ -424,7 +425,8 @@ def _due(destination: str, at: dt.datetime) -> Select[int]:
             Delivery.next_attempt_at <= at,
             ~held_back,
         )
-        .order_by(Item.rank_at, Delivery.id)
+        # A picture takes as long as ten reports, and nobody waits for it.
+        .order_by(Delivery.kind == ResultKind.HEAT_MAP, Item.rank_at, Delivery.id)
         .limit(1)
     )
 
