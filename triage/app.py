@@ -1,12 +1,13 @@
 """The composition root: from a :class:`Config` to wired parts."""
 
+import datetime as dt
 import fcntl
 import logging
 import os
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,22 +15,38 @@ from typing import TYPE_CHECKING
 import structlog
 
 from triage.admission import Population
-from triage.config import Config, without_password
+from triage.config import (
+    Config,
+    DicomDestination,
+    Hl7Destination,
+    WebhookDestination,
+    without_password,
+)
 from triage.errors import ServiceError
-from triage.registry import CHAMPION, DESCRIPTION, Registry
+from triage.registry import CHAMPION, DESCRIPTION, ModelVersion, Registry
 from triage.scoring import Scorer
 from triage.spool import Spool
 from triage.supervisor import Supervisor, stop_on_signals, stop_with_parent
 from triage.worklist import Worklist
+from triage.worklist.deliveries import ResultKind, Route
 from triage.worklist.schema import HEAD, migrate, open_engine
 
 if TYPE_CHECKING:
     from structlog.types import Processor
 
+    from triage.sinks import Sink
+
 BUNDLED = Path(__file__).parent / "bundled"
 """Model versions that come with the program."""
 
 MAX_WORKERS = 64
+
+_TAKEN = {
+    "dicom": (ResultKind.FINDING, ResultKind.HEAT_MAP, ResultKind.READING),
+    "hl7": (ResultKind.FINDING, ResultKind.READING),
+    "webhook": (ResultKind.FINDING, ResultKind.READING),
+}
+"""What each kind of destination takes."""
 
 
 def configure_logging(config: Config) -> None:
@@ -104,8 +121,11 @@ def _migrate(config: Config) -> str | None:
 
 
 def worklist(config: Config) -> Worklist:
-    """The worklist of an installation."""
-    return Worklist(config.worklist_url)
+    """The worklist of an installation; what is recorded in it goes to the destinations."""
+    return Worklist(
+        config.worklist_url,
+        [Route(there.name, _TAKEN[there.kind]) for there in config.destinations],
+    )
 
 
 def migrate_worklist(config: Config) -> str:
@@ -147,7 +167,7 @@ def score(config: Config, stop: threading.Event) -> None:
     """Be a scoring worker until told to stop."""
     from triage.worker import Worker
 
-    with _worker_name(config) as name:
+    with _name(config, "worker") as name:
         Worker(
             name,
             worklist(config),
@@ -157,7 +177,87 @@ def score(config: Config, stop: threading.Event) -> None:
         ).run(stop)
 
 
-ROLES: dict[str, Callable[[Config, threading.Event], None]] = {"receive": receive, "score": score}
+def deliver(config: Config, stop: threading.Event) -> None:
+    """Deliver results until told to stop; with nowhere to deliver to, only wait."""
+    if not config.destinations:
+        stop.wait()
+        return
+    from triage.delivery import Deliverer, Materials, Patience
+
+    spool, models = Spool(config.spool_folder), registry(config)
+    with _name(config, "deliverer") as name:
+        Deliverer(
+            name,
+            worklist(config).deliveries,
+            _sinks(config, os.environ),
+            Materials(spool, models.version, _network),
+            spool,
+            Patience(config.delivery_attempts, dt.timedelta(seconds=config.delivery_pause_seconds)),
+        ).run(stop)
+
+
+def _sinks(config: Config, environment: Mapping[str, str]) -> dict[str, "Sink"]:
+    """A sink for each destination, by its name.
+
+    Raises
+    ------
+    ServiceError
+        A secret or a certificate cannot be had.
+    """
+    from triage.send import Destination
+    from triage.sinks.oru import InterfaceEngine
+    from triage.sinks.pacs import Pacs
+    from triage.sinks.webhook import Webhook, secret_of
+
+    sinks: dict[str, Sink] = {}
+    for there in config.destinations:
+        match there:
+            case DicomDestination():
+                sinks[there.name] = Pacs(
+                    Destination(there.host, there.port, there.ae_title),
+                    config.ae_title,
+                    there.timeout_seconds,
+                    config.organization,
+                )
+            case Hl7Destination():
+                sinks[there.name] = InterfaceEngine(
+                    (there.host, there.port),
+                    there.timeout_seconds,
+                    there.sending_facility,
+                    there.receiving_application,
+                    there.receiving_facility,
+                )
+            case WebhookDestination():
+                secret = secret_of(*_secret_text(there, environment))
+                sinks[there.name] = Webhook(there.url, secret, there.timeout_seconds, there.ca_file)
+    return sinks
+
+
+def _secret_text(there: WebhookDestination, environment: Mapping[str, str]) -> tuple[str, str]:
+    """A webhook's secret as it is written, and where that is."""
+    if there.secret_file is None:
+        variable = str(there.secret_variable)
+        return environment.get(variable, ""), f"the variable {variable}"
+    try:
+        return there.secret_file.read_text("utf-8"), str(there.secret_file)
+    except (OSError, ValueError) as error:
+        raise ServiceError(
+            f"the secret of destination {there.name} cannot be read from {there.secret_file} "
+            f"({type(error).__name__})"
+        ) from error
+
+
+def _network(model: ModelVersion) -> Scorer:
+    from triage.network import Network
+
+    return Network(model)
+
+
+ROLES: dict[str, Callable[[Config, threading.Event], None]] = {
+    "receive": receive,
+    "score": score,
+    "deliver": deliver,
+}
 """The parts of the service, each a process."""
 
 
@@ -183,6 +283,7 @@ def serve(config: Config, roles: Sequence[str], *, supervised: bool) -> None:
         {
             role: [sys.executable, "-m", "triage", "serve", "--roles", role, "--supervised"]
             for role in roles
+            if role != "deliver" or config.destinations  # else a process with nothing to do
         }
     ).run(stop)
 
@@ -220,20 +321,20 @@ def _only_receiver(config: Config) -> Iterator[None]:
 
 
 @contextmanager
-def _worker_name(config: Config) -> Iterator[str]:
-    """A name that no other live worker of this node has.
+def _name(config: Config, part: str) -> Iterator[str]:
+    """A name that no other live process of this node has.
 
-    The name is the number of a locked file. A killed worker's lock is free at once, so
+    The name is the number of a locked file. A killed process's lock is free at once, so
     its successor gets the same name and with it the claims that the dead one held.
     """
     with ExitStack() as held:
         for number in range(1, MAX_WORKERS + 1):
             with suppress(BlockingIOError):
-                held.enter_context(_lock(config.locks_folder / f"worker-{number}.lock", wait=False))
+                held.enter_context(_lock(config.locks_folder / f"{part}-{number}.lock", wait=False))
                 break
         else:
-            raise ServiceError(f"{MAX_WORKERS} workers run with {config.home} already")
-        yield f"{socket.gethostname()[:96]}/worker-{number}"
+            raise ServiceError(f"{MAX_WORKERS} {part}s run with {config.home} already")
+        yield f"{socket.gethostname()[:96]}/{part}-{number}"
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from triage.config import Config, without_password
+from triage.config import Config, DicomDestination, without_password
 from triage.errors import ModelError, ServiceError, TriageError, WorklistError
 from triage.network import Network
 from triage.pixels import SIDE
@@ -52,6 +52,8 @@ def check(config: Config) -> Iterator[Check]:
         "queue": _queue,
         "model": _model,
         "receiver": _receiver,
+        "deliveries": _deliveries,
+        "destinations": _destinations,
     }
     for part, look in parts.items():
         try:
@@ -117,3 +119,44 @@ def _receiver(config: Config) -> str:
     destination = Destination(host, config.dicom_port, config.ae_title)
     echo(destination, timeout=5.0)
     return f"{destination} answers C-ECHO"
+
+
+def _deliveries(config: Config) -> str:
+    worklist = Worklist(config.worklist_url)
+    try:
+        backlogs = worklist.deliveries.backlogs()
+    finally:
+        worklist.close()
+    names = {destination.name for destination in config.destinations}
+    for backlog in backlogs:
+        why = f": {backlog.error}" if backlog.error else ""
+        if backlog.parked:
+            raise ServiceError(
+                f"{backlog.parked} deliveries to {backlog.destination} are PARKED{why}: see "
+                "`triage deliveries list --state PARKED`, mend it, then `triage deliveries retry "
+                "--all`"
+            )
+        if backlog.pending and backlog.destination not in names:
+            raise ServiceError(
+                f"{backlog.pending} deliveries wait for {backlog.destination}, which is no "
+                "longer among the destinations of triage.toml"
+            )
+        late = backlog.oldest is not None and dt.datetime.now(dt.UTC) - backlog.oldest
+        if late and late > LONGEST_WAIT:
+            raise ServiceError(
+                f"{backlog.pending} deliveries wait for {backlog.destination}, the oldest since "
+                f"{backlog.oldest:%Y-%m-%d %H:%M} UTC{why}: see whether `triage serve` runs its "
+                "`deliver` part, and its log"
+            )
+    return "nothing waits long, nothing is parked"
+
+
+def _destinations(config: Config) -> str:
+    asked = [there for there in config.destinations if isinstance(there, DicomDestination)]
+    for there in asked:
+        peer = Destination(there.host, there.port, there.ae_title)
+        echo(peer, timeout=5.0, calling_ae_title=config.ae_title)
+    if not config.destinations:
+        return "none: results stay here"
+    answer = f"; {len(asked)} PACS answer C-ECHO" if asked else ""
+    return "; ".join(map(str, config.destinations)) + answer

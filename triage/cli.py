@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 TABLE_ROWS = 50
 """So many rows ``triage worklist`` prints unless told otherwise."""
 
-SERVED = ("receive", "score")
+OPERATOR = "operator"
+"""Who an event names when a command moved something."""
+
+SERVED = ("receive", "score", "deliver")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -61,7 +64,7 @@ def _roles(_context: click.Context, _parameter: click.Parameter, value: str) -> 
 @click.option("--supervised", is_flag=True, hidden=True)
 @click.pass_obj
 def serve(config: Config, roles: list[str], *, supervised: bool) -> None:
-    """Receive and score radiographs until Ctrl-C or SIGTERM."""
+    """Receive, score and deliver results until Ctrl-C or SIGTERM."""
     from triage import app
 
     app.configure_logging(config)
@@ -199,6 +202,76 @@ def read(config: Config, uid: str, verdict: Any, reader: str) -> None:
         raise click.BadParameter("give 1 to 64 printable characters", param_hint="--reader")
     state = app.worklist(config).read(uid, verdict, name)
     click.echo(f"{uid} is {state}")
+
+
+@main.group()
+def deliveries() -> None:
+    """The results on their way to PACS and other destinations."""
+
+
+@deliveries.command("list")
+@click.option("--json", "as_json", is_flag=True, help="A JSON array, newest first.")
+@click.option(
+    "--state",
+    type=click.Choice(["PENDING", "DELIVERED", "PARKED"], case_sensitive=False),
+    help="Only deliveries in this state.",
+)
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    help=f"At most so many. [default: {TABLE_ROWS} in the table, all with --json]",
+)
+@click.pass_obj
+def deliveries_list(config: Config, state: str | None, limit: int | None, *, as_json: bool) -> None:
+    """List deliveries, the newest first."""
+    from triage import app
+    from triage.worklist.deliveries import DeliveryState
+
+    with_database = app.worklist(config).deliveries
+    wanted = None if state is None else DeliveryState(state.upper())
+    records = with_database.records(wanted, limit if as_json or limit else TABLE_ROWS + 1)
+    if as_json:
+        click.echo(json.dumps([_plain(record) for record in records], indent=2))
+        return
+    shown = records[: limit or TABLE_ROWS]
+    table = _new_table(
+        "ID", "Destination", "Result", "State", "Attempts", "Next attempt", "SOP Instance UID",
+        "Why not delivered",
+    )  # fmt: skip
+    for record in shown:
+        table.add_row(
+            str(record.id),
+            record.destination,
+            record.kind.value,
+            record.state.value,
+            str(record.attempts),
+            "" if record.next_attempt_at is None else _time(record.next_attempt_at),
+            record.sop_instance_uid,
+            record.error,
+        )
+    _print(table)
+    if len(shown) < len(records):
+        click.echo(f"The newest {TABLE_ROWS}; --limit N shows more.")
+    if not records:
+        click.echo("No deliveries." if config.destinations else "No destinations are configured.")
+
+
+@deliveries.command("retry")
+@click.argument("number", metavar="ID", type=click.IntRange(min=1), required=False)
+@click.option("--all", "all_parked", is_flag=True, help="Every parked delivery.")
+@click.pass_obj
+def deliveries_retry(config: Config, number: int | None, *, all_parked: bool) -> None:
+    """Let a delivery, or every parked one, be attempted anew at once."""
+    from triage import app
+
+    if (number is None) != all_parked:
+        raise click.UsageError("give either the ID of a delivery or --all")
+    with_database = app.worklist(config).deliveries
+    if number is None:
+        click.echo(f"{with_database.retry_parked(OPERATOR)} parked deliveries will be attempted")
+        return
+    record = with_database.retry(number, OPERATOR)
+    click.echo(f"delivery {record.id} of {record.kind} to {record.destination} will be attempted")
 
 
 @main.group()

@@ -5,18 +5,22 @@ A variable beats the file, the file beats the default. The file is the one that
 ``TRIAGE_HOME``.
 """
 
+import json
 import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
+    model_validator,
 )
 
 from triage.errors import ConfigError
@@ -42,7 +46,110 @@ def _absolute(value: Path) -> Path:
 
 
 Port = Annotated[int, Field(ge=0, le=65_535)]
+PeerPort = Annotated[int, Field(ge=1, le=65_535)]
 AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
+
+
+def _url(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ValueError("write https://HOST/PATH")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("no user and password in it: the signature says who sends")
+    return value
+
+
+def _field(value: str) -> str:
+    if len(value) > 180 or not value.isprintable():
+        raise ValueError("give at most 180 printable characters")
+    return value
+
+
+Hl7Name = Annotated[str, AfterValidator(_field)]
+
+
+class _Destination(BaseModel):
+    """What every destination of results has."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    timeout_seconds: float = Field(default=30.0, ge=1, le=300, allow_inf_nan=False)
+    """An answer that takes longer is none."""
+
+
+class DicomDestination(_Destination):
+    """A PACS that takes the report and the picture by C-STORE."""
+
+    kind: Literal["dicom"]
+    host: str = Field(min_length=1)
+    port: PeerPort
+    ae_title: Annotated[str, AfterValidator(valid_ae_title)]
+
+    def __str__(self) -> str:
+        """As an administrator writes it."""
+        return f"{self.name} (dicom: {self.ae_title} at {self.host} port {self.port})"
+
+
+class Hl7Destination(_Destination):
+    """An interface engine that takes ORU^R01 messages over MLLP."""
+
+    kind: Literal["hl7"]
+    host: str = Field(min_length=1)
+    port: PeerPort
+    sending_facility: Hl7Name = ""
+    receiving_application: Hl7Name = ""
+    receiving_facility: Hl7Name = ""
+
+    def __str__(self) -> str:
+        """As an administrator writes it."""
+        return f"{self.name} (hl7: {self.host} port {self.port})"
+
+
+class WebhookDestination(_Destination):
+    """A program that takes signed JSON by HTTP POST."""
+
+    kind: Literal["webhook"]
+    url: Annotated[str, AfterValidator(_url)]
+    secret_file: AbsolutePath | None = None
+    secret_variable: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    """An environment variable that holds the secret."""
+    ca_file: AbsolutePath | None = None
+    """Whom to trust instead of the system's certificate authorities."""
+
+    @model_validator(mode="after")
+    def _one_secret(self) -> "WebhookDestination":
+        if (self.secret_file is None) == (self.secret_variable is None):
+            raise ValueError("give either secret_file or secret_variable")
+        return self
+
+    def __str__(self) -> str:
+        """As an administrator writes it; what follows a question mark may be a secret."""
+        return f"{self.name} (webhook: {self.url.split('?')[0]})"
+
+
+Destination = DicomDestination | Hl7Destination | WebhookDestination
+
+
+def _from_json(value: object) -> object:
+    """A variable holds the array of tables as JSON."""
+    if not isinstance(value, str):
+        return value
+    try:
+        found = json.loads(value) if value.strip() else []
+    except ValueError as error:
+        raise ValueError(f"not JSON: {error}") from None
+    if not isinstance(found, list):
+        raise ValueError("not an array of tables")  # noqa: TRY004
+    return found
+
+
+def _named_apart(value: tuple[Destination, ...]) -> tuple[Destination, ...]:
+    names = [destination.name for destination in value]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"two entries are named {name!r}")
+    return value
 
 
 class Config(BaseModel):
@@ -90,6 +197,32 @@ class Config(BaseModel):
         gt=0,
         allow_inf_nan=False,
         description="An association silent for so long is aborted.",
+    )
+    destinations: Annotated[
+        tuple[Annotated[Destination, Field(discriminator="kind")], ...],
+        BeforeValidator(_from_json),
+        AfterValidator(_named_apart),
+    ] = Field(
+        default=(),
+        description="Where results go: [[destinations]] tables, or a JSON array in the variable.",
+    )
+    organization: str = Field(
+        default="",
+        max_length=64,
+        description="To which readers answer; reports of readings are VERIFIED in its name.",
+    )
+    delivery_attempts: int = Field(
+        default=100,
+        ge=1,
+        le=100_000,
+        description="So often a delivery is tried before it is parked; refused ones sooner.",
+    )
+    delivery_pause_seconds: float = Field(
+        default=5.0,
+        gt=0,
+        le=3_600,
+        allow_inf_nan=False,
+        description="The pause after a first failed attempt; it doubles, up to 15 minutes.",
     )
 
     @classmethod
@@ -164,6 +297,7 @@ class Config(BaseModel):
             PREFIX + name.upper(): str(getattr(self, name)) for name in type(self).model_fields
         }
         values["TRIAGE_DATABASE_URL"] = without_password(self.worklist_url)
+        values["TRIAGE_DESTINATIONS"] = "; ".join(map(str, self.destinations)) or "none"
         return values
 
 
@@ -191,8 +325,24 @@ def _explain(error: ValidationError, sources: Mapping[str, str], known: tuple[st
     first = error.errors(include_url=False, include_context=False)[0]
     name = str(first["loc"][0]) if first["loc"] else "?"
     where = sources.get(name, name)
+    if name == "destinations":
+        told = _explain_destination(first) if len(first["loc"]) > 1 else first["msg"]
+        return f"bad value for {where}: {told.removeprefix('Value error, ')}"
     if first["type"] == "extra_forbidden":
         return f"unknown setting {where}; known: {', '.join(known)}"
     # Not the value: it may be a URL with a password.
     shown = "" if name == "database_url" else f" (got {first['input']!r})"
     return f"bad value for {where}: {first['msg'].removeprefix('Value error, ')}{shown}"
+
+
+def _explain_destination(complaint: Mapping[str, Any]) -> str:
+    """Which entry and which key; never a value, which may be a secret in the wrong place."""
+    _, number, *place = complaint["loc"]
+    entry = f"entry {number + 1}"
+    if not place and complaint["type"] != "value_error":
+        return f"{entry}: kind must be 'dicom', 'hl7' or 'webhook'"
+    kind, key = f" ({place[0]})", ".".join(map(str, place[1:]))
+    if complaint["type"] == "extra_forbidden":
+        return f"{entry}{kind}: unknown key {key}"
+    told = complaint["msg"].removeprefix("Value error, ")
+    return f"{entry}{kind}: {key}: {told}" if key else f"{entry}{kind}: {told}"

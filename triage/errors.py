@@ -8,8 +8,10 @@
     |-- WorklistError               the database cannot do what was asked
     |   |-- SchemaError             the database's schema is not this program's
     |   |-- UnknownItem             no worklist item has that SOP Instance UID
-    |   `-- NotReadable             the item has no score for a verdict to be about
+    |   |-- NotReadable             the item has no score for a verdict to be about
+    |   `-- UnknownDelivery         no delivery has that number
     |-- DicomError                  a data set or an association is not what it should be
+    |-- DeliveryError               a destination has not taken a result; refused, or could not
     |-- ServiceError                a part of the service cannot start or go on
     `-- DataError                   training data is missing, unreadable or not enough
 
@@ -74,8 +76,29 @@ class NotReadable(WorklistError):
     """The item has no score, so there is no finding to confirm or reject."""
 
 
+class UnknownDelivery(WorklistError):
+    """No delivery has the number that was asked for."""
+
+
 class DicomError(TriageError):
     """A data set or an association is not what it should be."""
+
+
+class DeliveryError(TriageError):
+    """A destination has not taken a result.
+
+    Parameters
+    ----------
+    message : str
+        Why, for an operator. Nothing of what the peer said in words: it may name a patient.
+    refused : bool
+        The peer said no to this result, which time alone will hardly change; otherwise it
+        could not be reached or could not take anything now.
+    """
+
+    def __init__(self, message: str, *, refused: bool = False) -> None:
+        super().__init__(message)
+        self.refused = refused
 
 
 class ServiceError(TriageError):

@@ -187,7 +187,17 @@ class Registry:
         version = self.aliases().get(CHAMPION)
         if version is None:
             raise ModelError(f"{self.folder} names no champion: start `triage serve` once")
-        return ModelVersion.load(self.folder / version)
+        return self.version(version)
+
+    def version(self, name: str) -> ModelVersion:
+        """A version by its name.
+
+        Raises
+        ------
+        ModelError
+            It is not here, or it is damaged.
+        """
+        return ModelVersion.load(self.folder / name)
 
     def name(self, alias: str, version: str) -> None:
         """Let an alias point at a version, atomically and durably."""

@@ -56,7 +56,9 @@ class Destination:
         return f"{self.ae_title} at {self.host} port {self.port}"
 
 
-def echo(destination: Destination, timeout: float = 10.0) -> None:
+def echo(
+    destination: Destination, timeout: float = 10.0, calling_ae_title: str = CALLING_AE_TITLE
+) -> None:
     """C-ECHO a receiver.
 
     Raises
@@ -64,7 +66,7 @@ def echo(destination: Destination, timeout: float = 10.0) -> None:
     DicomError
         It does not answer Success.
     """
-    ae = AE(CALLING_AE_TITLE)
+    ae = AE(calling_ae_title)
     ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = ae.connection_timeout = timeout
     ae.add_requested_context(Verification)
     association = _associate(ae, destination)

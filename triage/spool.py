@@ -3,7 +3,8 @@
 A file is named after the SHA-256 of the data set's bytes as they were received, so no
 text from the wire ever names a file, equal data sets are one file, and a file can be
 checked against its own name. ``quarantine`` keeps data sets that came under a SOP
-Instance UID that another data set already had.
+Instance UID that another data set already had, ``results`` what is delivered, so that
+every attempt sends the same bytes.
 """
 
 import hashlib
@@ -15,7 +16,7 @@ from typing import Literal
 from triage.durable import make_folder, sync
 from triage.errors import SpoolError
 
-Place = Literal["instances", "quarantine"]
+Place = Literal["instances", "quarantine", "results"]
 
 
 def digest_of(data: bytes | memoryview) -> str:
@@ -64,11 +65,11 @@ class Spool:
         Parameters
         ----------
         digest : str
-            :func:`digest_of` the data set.
+            :func:`digest_of` the data set; of a result, of the whole file.
         content : bytes
             The whole file: preamble, file meta information (PS3.10 7.1) and the data set
             exactly as it was received.
-        place : {'instances', 'quarantine'}
+        place : {'instances', 'quarantine', 'results'}
 
         Raises
         ------

@@ -13,6 +13,7 @@ from alembic.config import Config as AlembicConfig
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, inspect, text
+from sqlalchemy.engine.interfaces import ReflectedIndex
 
 import triage.worklist
 from triage.errors import SchemaError, WorklistError
@@ -40,6 +41,12 @@ def settings() -> AlembicConfig:
     return made
 
 
+def plain(index: ReflectedIndex) -> str:
+    """An index in words; its condition is an object, which is never equal to another."""
+    options = {name: str(value) for name, value in index.get("dialect_options", {}).items()}
+    return str({**index, "dialect_options": options})
+
+
 def objects(engine: Engine) -> dict[str, object]:
     """What is in the database: columns, keys, indexes and views, as it reports them."""
     found = inspect(engine)
@@ -53,7 +60,7 @@ def objects(engine: Engine) -> dict[str, object]:
     }
     return {
         "columns": columns,
-        "indexes": {table: sorted(map(str, found.get_indexes(table))) for table in tables},
+        "indexes": {table: sorted(map(plain, found.get_indexes(table))) for table in tables},
         "unique": {
             table: sorted(map(str, found.get_unique_constraints(table))) for table in tables
         },

@@ -5,11 +5,11 @@ transaction; what it returns is a value without ties to the database.
 """
 
 import datetime as dt
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from sqlalchemy import CursorResult, Select, func, or_, select, update
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
@@ -18,6 +18,9 @@ from sqlalchemy.orm import Session
 from triage.errors import NotReadable, UnknownItem, WorklistError
 from triage.identity import Instance
 from triage.scoring import Priority, Score, priority
+from triage.worklist.deliveries import Deliveries, ResultKind, Route, Verdict, enqueue
+from triage.worklist.journal import journal as _journal
+from triage.worklist.journal import now as _now
 from triage.worklist.schema import WRITE, open_engine, require_current, unavailable
 from triage.worklist.tables import Event, Item, Reading, ScoreRecord
 
@@ -27,7 +30,6 @@ MAX_ATTEMPTS = 3
 LEASE = dt.timedelta(seconds=60)
 RETRY_PAUSE = dt.timedelta(seconds=2)
 
-Verdict = Literal["confirmed", "rejected"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 
 
@@ -169,6 +171,12 @@ class Worklist:
     ----------
     url : str
         An SQLAlchemy URL of SQLite or PostgreSQL.
+    routes : sequence of Route
+        Where the scores and readings that are recorded here are delivered.
+
+    Attributes
+    ----------
+    deliveries : Deliveries
 
     Raises
     ------
@@ -176,7 +184,9 @@ class Worklist:
         There is no database, it cannot be reached, or its schema is another.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, routes: Sequence[Route] = ()) -> None:
+        self._routes = tuple(routes)
+        self.deliveries = Deliveries(self._transaction)
         self._reading = open_engine(url, create=False)
         self._writing = self._reading.execution_options(**{WRITE: True})
         try:
@@ -301,15 +311,15 @@ class Worklist:
             item.scored_at = now
             item.urgency, item.rank_at = int(urgency), item.received_at - urgency.head_start
             item.claimed_by = item.claimed_until = None
-            session.add(
-                ScoreRecord(
-                    item_id=item.id,
-                    model_version=score.model_version,
-                    probability=score.probability,
-                    threshold=score.threshold,
-                    scored_at=now,
-                )
+            record = ScoreRecord(
+                item_id=item.id,
+                model_version=score.model_version,
+                probability=score.probability,
+                threshold=score.threshold,
+                scored_at=now,
             )
+            session.add(record)
+            enqueue(session, self._routes, (ResultKind.FINDING, ResultKind.HEAT_MAP), record)
             _journal(
                 session,
                 item.id,
@@ -440,18 +450,25 @@ class Worklist:
                 )
             state = State.CONFIRMED if verdict == "confirmed" else State.REJECTED
             now = _now()
-            session.add(
-                Reading(
-                    item_id=item.id,
-                    reader=reader,
-                    verdict=verdict,
-                    read_at=now,
-                    sampling="flagged" if item.flagged else "unflagged",
-                    shown_score=item.score,
-                    shown_threshold=item.threshold,
-                    shown_model_version=item.model_version,
-                )
+            reading = Reading(
+                item_id=item.id,
+                reader=reader,
+                verdict=verdict,
+                read_at=now,
+                sampling="flagged" if item.flagged else "unflagged",
+                shown_score=item.score,
+                shown_threshold=item.threshold,
+                shown_model_version=item.model_version,
             )
+            session.add(reading)
+            shown = session.scalars(
+                select(ScoreRecord).where(
+                    ScoreRecord.item_id == item.id,
+                    ScoreRecord.model_version == item.model_version,
+                )
+            ).one_or_none()
+            if shown is not None:
+                enqueue(session, self._routes, (ResultKind.READING,), shown, reading)
             item.state, item.unread = state, False
             _journal(session, item.id, state, reader)
             return state
@@ -466,10 +483,6 @@ class Worklist:
             raise
         except SQLAlchemyError as error:
             raise WorklistError(unavailable(error)) from error
-
-
-def _now() -> dt.datetime:
-    return dt.datetime.now(dt.UTC)
 
 
 def _claimable(now: dt.datetime) -> Select[int]:
@@ -516,18 +529,6 @@ def _unknown(sop_instance_uid: str) -> str:
     return (
         f"no worklist item has SOP Instance UID {sop_instance_uid[:64]!r}: "
         "`triage worklist` lists them"
-    )
-
-
-def _journal(
-    session: Session,
-    item_id: int,
-    action: str,
-    actor: str,
-    detail: dict[str, Any] | None = None,
-) -> None:
-    session.add(
-        Event(item_id=item_id, at=_now(), action=str(action), actor=actor, detail=detail or {})
     )
 
 

@@ -141,6 +141,48 @@ class Reading(Base):
     shown_model_version: Mapped[str] = mapped_column(String(128))
 
 
+class Delivery(Base):
+    """A result on its way to a destination."""
+
+    __tablename__ = "deliveries"
+
+    id: Mapped[int] = mapped_column(_Key, primary_key=True)
+    item_id: Mapped[int] = mapped_column(ForeignKey("items.id"))
+    score_id: Mapped[int] = mapped_column(ForeignKey("scores.id"))
+    reading_id: Mapped[int | None] = mapped_column(ForeignKey("readings.id"))
+    kind: Mapped[str] = mapped_column(String(16))
+    destination: Mapped[str] = mapped_column(String(64))
+    state: Mapped[str] = mapped_column(String(16))
+    attempts: Mapped[int] = mapped_column(Integer)
+    created_at: Mapped[dt.datetime] = mapped_column(UtcDateTime)
+    next_attempt_at: Mapped[dt.datetime | None] = mapped_column(UtcDateTime)
+    """Also the end of a claim's lease."""
+    claimed_by: Mapped[str | None] = mapped_column(String(128))
+    delivered_at: Mapped[dt.datetime | None] = mapped_column(UtcDateTime)
+    error: Mapped[str] = mapped_column(Text)
+    """Why the latest attempt failed; no patient data."""
+    result_uid: Mapped[str | None] = mapped_column(String(64))
+    """What the destination knows the result by; null until it was built."""
+    result_digest: Mapped[str | None] = mapped_column(String(64))
+    """Names the kept bytes that every attempt sends."""
+
+    __table_args__ = (
+        # One for each result and destination: of a score, and of a reading.
+        Index(
+            "ux_deliveries_score",
+            "score_id",
+            "kind",
+            "destination",
+            unique=True,
+            sqlite_where=reading_id.is_(None),
+            postgresql_where=reading_id.is_(None),
+        ),
+        Index("ux_deliveries_reading", "reading_id", "kind", "destination", unique=True),
+        Index("ix_deliveries_score", "score_id", "destination"),
+        Index("ix_deliveries_due", "state", "destination", "next_attempt_at"),
+    )
+
+
 class Event(Base):
     """A move of an item, in order. Appended, never edited; no patient data."""
 
