@@ -14,12 +14,21 @@ from pathlib import Path
 
 import pytest
 from pydicom import Dataset, dcmread
+from pydicom.uid import ExplicitVRLittleEndian
+from sqlalchemy import text
 
-from tests.builders import picture, radiograph, save
+from tests.builders import encoded, picture, radiograph, save
 from tests.conftest import SAMPLES, Service, wait_for
+from triage.admission import Population
+from triage.identity import Instance
+from triage.pixels import Array
 from triage.registry import ALIASES
+from triage.scoring import Score
 from triage.send import send
-from triage.worklist import State
+from triage.spool import Spool, digest_of
+from triage.worker import Worker
+from triage.worklist import Arrival, State, Worklist
+from triage.worklist.schema import migrate, open_engine
 
 SECRETS = {
     "PatientName": "SECRET^NAME",
@@ -395,6 +404,52 @@ def test_a_database_that_was_away_is_waited_for(service: Service, exams: list[Pa
     wait_until_settled(service)
     assert_each_is_scored_once(service, exams[:2])
     assert "SECRET" not in service.log.read_text()
+
+
+def test_a_result_that_could_not_be_recorded_is_made_again_soon(tmp_path: Path) -> None:
+    """The database goes away while an image is scored: its claim returns before its lease ends."""
+    url = f"sqlite:///{tmp_path / 'worklist.sqlite'}"
+    engine = open_engine(url, create=True)
+    migrate(engine)
+    worklist, spool = Worklist(url), Spool(tmp_path / "spool")
+    spool.prepare()
+    made = radiograph(picture(1))
+    content = encoded(made)
+    spool.put(digest_of(content), content)
+    worklist.receive(
+        Arrival(Instance.of(made), ExplicitVRLittleEndian, "X", "", digest_of(content), 1)
+    )
+
+    def rename(old: str, new: str) -> None:
+        with engine.begin() as connection:
+            connection.execute(text(f"ALTER TABLE {old} RENAME TO {new}"))
+
+    class Saboteur:
+        """A scorer that takes the database away when it is first asked."""
+
+        model_version = "saboteur-1"
+        asked = 0
+
+        def score(self, array: Array) -> Score:
+            self.asked += 1
+            if self.asked == 1:
+                rename("items", "hidden")
+                threading.Timer(0.5, rename, ("hidden", "items")).start()
+            return Score(0.5, 0.5, self.model_version)
+
+    saboteur, stop = Saboteur(), threading.Event()
+    population = Population("anybody", None, ("PA",))
+    worker = Worker("w", worklist, spool, lambda: (saboteur, population), warn_outside=True)
+    thread = threading.Thread(target=worker.run, args=(stop,))
+    thread.start()
+    try:
+        wait_for(lambda: saboteur.asked == 2, seconds=20)
+    finally:
+        stop.set()
+        thread.join()
+    assert worklist.counts()[State.SCORED] == 1
+    worklist.close()
+    engine.dispose()
 
 
 def broken(**changes: object) -> Dataset:
