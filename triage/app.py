@@ -78,6 +78,13 @@ def configure_logging(config: Config) -> None:
         ],
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
+    threading.excepthook = _thread_died
+
+
+def _thread_died(died: threading.ExceptHookArgs) -> None:
+    """Log a thread's end as an event: what a peer sends can end one of pynetdicom's."""
+    log = structlog.get_logger("app")
+    log.error("thread died", action="thread_died", error=died.exc_type.__name__)
 
 
 def prepare(config: Config) -> None:

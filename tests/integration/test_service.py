@@ -4,6 +4,7 @@ import json
 import signal
 import socket
 import sqlite3
+import struct
 import subprocess
 import sys
 import threading
@@ -15,6 +16,8 @@ from pathlib import Path
 import pytest
 from pydicom import Dataset, dcmread
 from pydicom.uid import ExplicitVRLittleEndian
+from pynetdicom import AE
+from pynetdicom.sop_class import Verification
 from sqlalchemy import text
 
 from tests.builders import encoded, picture, radiograph, save
@@ -488,6 +491,20 @@ def test_broken_images_are_kept_told_and_hold_nothing_up(
     log = service.log.read_text()
     assert "SECRET" not in log
     assert "Traceback" not in log
+
+
+def test_a_command_that_there_is_not_ends_its_association_and_no_more(service: Service) -> None:
+    """It ends a thread of the library's: an event in the log, no traceback."""
+    ae = AE()
+    ae.add_requested_context(Verification)
+    association = ae.associate("127.0.0.1", service.port, ae_title="TRIAGE")
+    command = struct.pack("<HHIH", 0x0000, 0x0100, 2, 0x7777)
+    value = struct.pack(">IBB", len(command) + 2, 1, 0x03) + command
+    association.dul.socket.send(struct.pack(">BxI", 0x04, len(value)) + value)
+    wait_for(lambda: not association.is_established)
+    wait_for(lambda: "thread_died" in service.log.read_text())
+    assert "Traceback" not in service.log.read_text()
+    assert service.answers()
 
 
 def test_a_silent_port_scan_does_not_disturb(service: Service) -> None:
