@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
-from pydicom import Dataset, dcmread
 
-from triage.errors import DeliveryError, SpoolError, TriageError, WorklistError
+from triage.errors import DeliveryError, TriageError, WorklistError
 from triage.explanation import HeatMap, occlusion_map
 from triage.pixels import Array, normalize
 from triage.registry import ModelVersion
@@ -93,19 +92,10 @@ class Materials:
         return Material(
             claim.kind,
             subject,
-            source=lambda: self._source(subject),
+            source=lambda: self._spool.instance(subject.digest),
             finding=lambda: self._finding(subject),
             heat_map=lambda: self._heat_map(subject),
         )
-
-    def _source(self, subject: Subject) -> Dataset:
-        path = self._spool.path(subject.digest)
-        try:
-            return dcmread(path)
-        except OSError as error:
-            raise SpoolError(
-                f"instance file {path} cannot be read ({error.strerror}): restore it from backup"
-            ) from error
 
     def _finding(self, subject: Subject) -> Finding:
         model = self._model(subject.score.model_version)
@@ -118,7 +108,7 @@ class Materials:
         )
 
     def _heat_map(self, subject: Subject) -> tuple[Array, HeatMap]:
-        array = normalize(self._source(subject)).array
+        array = normalize(self._spool.instance(subject.digest)).array
         with self._lock:  # a compiled network scores one array at a time
             version = subject.score.model_version
             if self._scorer is None or self._scorer.model_version != version:

@@ -21,7 +21,7 @@ import uuid
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -46,12 +46,11 @@ from triage import __version__
 from triage.explanation import HeatMap, colours, full_heat, paint
 from triage.identity import Instance, text, valid_uid, value_of
 from triage.pixels import Array
-from triage.scoring import Score
+from triage.scoring import Score, Verdict
 
 DISCLAIMER = "TRIAGE AID - NOT FOR DIAGNOSTIC USE"
 """Burned into every picture, at the top and at the bottom."""
 
-Verdict = Literal["confirmed", "rejected"]
 
 NAME = "cxr-triage"
 

@@ -3,7 +3,7 @@
 import datetime as dt
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Protocol
+from typing import Literal, Protocol
 
 from triage.pixels import Array
 
@@ -44,6 +44,10 @@ def priority(ordered: str, *, flagged: bool) -> Priority:
     """
     by_order = {"STAT": Priority.STAT, "HIGH": Priority.HIGH}.get(ordered, Priority.ROUTINE)
     return max(by_order, Priority.HIGH if flagged else Priority.ROUTINE)
+
+
+Verdict = Literal["confirmed", "rejected"]
+"""Whether a reader sees the finding that a score is about."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,8 @@ import tempfile
 from pathlib import Path
 from typing import Literal
 
+from pydicom import Dataset, dcmread
+
 from triage.durable import make_folder, sync
 from triage.errors import SpoolError
 
@@ -95,6 +97,22 @@ class Spool:
                 Path(temporary).unlink(missing_ok=True)
             raise SpoolError(f"the spool cannot keep an instance: {error.strerror}") from error
         return target
+
+    def instance(self, digest: str) -> Dataset:
+        """A kept instance, its pixels not yet decoded.
+
+        Raises
+        ------
+        SpoolError
+            Its file is missing or unreadable.
+        """
+        path = self.path(digest)
+        try:
+            return dcmread(path)
+        except OSError as error:
+            raise SpoolError(
+                f"instance file {path} cannot be read ({error.strerror}): restore it from backup"
+            ) from error
 
     def path(self, digest: str, place: Place = "instances") -> Path:
         """Where a data set is, if it is there."""

@@ -4,7 +4,6 @@ import threading
 from collections.abc import Callable
 
 import structlog
-from pydicom import Dataset, dcmread
 
 from triage.admission import Population, admit
 from triage.errors import ModelError, PixelsError, SpoolError, WorklistError
@@ -98,7 +97,7 @@ class Worker:
         return True
 
     def _settle(self, claim: Claim, scorer: Scorer, population: Population) -> None:
-        dataset = self._load(claim)
+        dataset = self._spool.instance(claim.digest)
         admission = admit(dataset, population, warn_outside=self._warn_outside)
         if admission.reason is not None:
             self._refuse(claim, admission.reason, admission.explanation)
@@ -118,15 +117,6 @@ class Worker:
                 flagged=score.flagged,
                 model_version=score.model_version,
             )
-
-    def _load(self, claim: Claim) -> Dataset:
-        path = self._spool.path(claim.digest)
-        try:
-            return dcmread(path)
-        except OSError as error:
-            raise SpoolError(
-                f"instance file {path} cannot be read ({error.strerror}): restore it from backup"
-            ) from error
 
     def _refuse(self, claim: Claim, reason: str, explanation: str) -> None:
         if self._worklist.not_scored(claim, reason, explanation):

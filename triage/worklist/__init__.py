@@ -17,8 +17,8 @@ from sqlalchemy.orm import Session
 
 from triage.errors import NotReadable, UnknownItem, WorklistError
 from triage.identity import Instance
-from triage.scoring import Priority, Score, priority
-from triage.worklist.deliveries import Deliveries, ResultKind, Route, Verdict, enqueue
+from triage.scoring import Priority, Score, Verdict, priority
+from triage.worklist.deliveries import Deliveries, ResultKind, Route, enqueue
 from triage.worklist.journal import journal as _journal
 from triage.worklist.journal import now as _now
 from triage.worklist.schema import WRITE, open_engine, require_current, unavailable

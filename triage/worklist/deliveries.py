@@ -10,17 +10,15 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session, aliased
 
 from triage.errors import UnknownDelivery
-from triage.scoring import Score
+from triage.scoring import Score, Verdict
 from triage.worklist.journal import journal, now
 from triage.worklist.tables import Delivery, Item, Reading, ScoreRecord
-
-Verdict = Literal["confirmed", "rejected"]
 
 DELIVERY_LEASE = dt.timedelta(minutes=5)
 """Longer than building and sending one result takes; after it, another may try."""
