@@ -85,6 +85,7 @@ class Spool:
                 sync(target.parent)
                 return target
             make_folder(target.parent)
+            make_folder(self._incoming)  # somebody may have cleaned up too much
             descriptor, temporary = tempfile.mkstemp(dir=self._incoming)
             with os.fdopen(descriptor, "wb") as file:
                 file.write(content)

@@ -129,10 +129,10 @@ def test_half_a_file_is_not_kept(spool: Spool, folder: Path) -> None:
     assert spool.put(digest_of(large), large).read_bytes() == large
 
 
-def test_a_spool_must_be_prepared(folder: Path) -> None:
-    """Nothing is kept in a folder that is not there."""
-    with pytest.raises(SpoolError):
-        Spool(folder).put(DIGEST, CONTENT)
+def test_a_folder_that_went_missing_is_made_again(spool: Spool, folder: Path) -> None:
+    """Somebody cleaned up too much while the receiver ran: the next instance is kept."""
+    (folder / "incoming").rmdir()
+    assert spool.put(DIGEST, CONTENT).read_bytes() == CONTENT
 
 
 def test_preparing_sweeps_what_was_half_received(spool: Spool, folder: Path) -> None:
