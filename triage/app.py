@@ -6,7 +6,7 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +24,10 @@ from triage.worklist import Worklist
 from triage.worklist.schema import HEAD, migrate, open_engine
 
 if TYPE_CHECKING:
+    from pydicom.uid import UID
     from structlog.types import Processor
+
+    from triage.scp import Door
 
 BUNDLED = Path(__file__).parent / "bundled"
 """Model versions that come with the program."""
@@ -125,16 +128,23 @@ def registry(config: Config) -> Registry:
 
 def receive(config: Config, stop: threading.Event) -> None:
     """Be the receiver until told to stop."""
+    from triage.decoders import Proving
+
+    # The decoders are tried in another process while this one opens the database.
+    proving = Proving()
     from triage.scp import Receiver
 
     with _only_receiver(config):
+        with_database = worklist(config)
         receiver = Receiver(
             config.ae_title,
-            (config.dicom_host, config.dicom_port),
+            _door(config, proving.outcome()),
             config.max_associations,
             config.idle_seconds,
             Spool(config.spool_folder),
-            worklist(config),
+            with_database,
+            config.max_object_mb * 1_000_000,
+            config.max_arriving_mb * 1_000_000,
         )
         receiver.start()
         try:
@@ -143,11 +153,40 @@ def receive(config: Config, stop: threading.Event) -> None:
             receiver.stop()
 
 
+def _door(config: Config, outcome: Mapping["UID", str]) -> "Door":
+    """Where to listen, whom to admit and what to offer."""
+    from triage.decoders import LIBRARIES
+    from triage.scp import TRANSFER_SYNTAXES, Door
+    from triage.transport import tls_context
+
+    log = structlog.get_logger("scp")
+    for syntax in TRANSFER_SYNTAXES:
+        if outcome[syntax]:
+            log.error(
+                "not offered",
+                action="transfer_syntax_not_offered",
+                transfer_syntax=f"{syntax.name} ({syntax})",
+                advice=f"its decoder is not proven: install {LIBRARIES[syntax]}",
+                error=outcome[syntax],
+            )
+    tls = None
+    if config.tls_certificate is not None and config.tls_key is not None:
+        tls = tls_context(config.tls_certificate, config.tls_key, config.tls_ca)
+    return Door(
+        (config.dicom_host, config.dicom_port) if config.dicom_port else None,
+        config.peers,
+        (config.dicom_host, config.tls_port) if tls else None,
+        tls,
+        frozenset(there.ae_title for there in config.commitment_peers),
+        tuple(syntax for syntax in TRANSFER_SYNTAXES if not outcome[syntax]),
+    )
+
+
 def score(config: Config, stop: threading.Event) -> None:
     """Be a scoring worker until told to stop."""
     from triage.worker import Worker
 
-    with _worker_name(config) as name:
+    with _name(config, "worker") as name:
         Worker(
             name,
             worklist(config),
@@ -157,7 +196,28 @@ def score(config: Config, stop: threading.Event) -> None:
         ).run(stop)
 
 
-ROLES: dict[str, Callable[[Config, threading.Event], None]] = {"receive": receive, "score": score}
+def commit(config: Config, stop: threading.Event) -> None:
+    """Report on Storage Commitment until told to stop; with nobody to report to, only wait."""
+    if not config.commitment_peers:
+        stop.wait()
+        return
+    from triage.commitment import Committer
+
+    with _name(config, "committer") as name:
+        Committer(
+            name,
+            config.ae_title,
+            worklist(config).commitments,
+            Spool(config.spool_folder),
+            config.commitment_peers,
+        ).run(stop)
+
+
+ROLES: dict[str, Callable[[Config, threading.Event], None]] = {
+    "receive": receive,
+    "score": score,
+    "commit": commit,
+}
 """The parts of the service, each a process."""
 
 
@@ -183,6 +243,7 @@ def serve(config: Config, roles: Sequence[str], *, supervised: bool) -> None:
         {
             role: [sys.executable, "-m", "triage", "serve", "--roles", role, "--supervised"]
             for role in roles
+            if role != "commit" or config.commitment_peers  # else a process with nothing to do
         }
     ).run(stop)
 
@@ -220,20 +281,20 @@ def _only_receiver(config: Config) -> Iterator[None]:
 
 
 @contextmanager
-def _worker_name(config: Config) -> Iterator[str]:
-    """A name that no other live worker of this node has.
+def _name(config: Config, part: str) -> Iterator[str]:
+    """A name that no other live process of this node has.
 
-    The name is the number of a locked file. A killed worker's lock is free at once, so
+    The name is the number of a locked file. A killed process's lock is free at once, so
     its successor gets the same name and with it the claims that the dead one held.
     """
     with ExitStack() as held:
         for number in range(1, MAX_WORKERS + 1):
             with suppress(BlockingIOError):
-                held.enter_context(_lock(config.locks_folder / f"worker-{number}.lock", wait=False))
+                held.enter_context(_lock(config.locks_folder / f"{part}-{number}.lock", wait=False))
                 break
         else:
-            raise ServiceError(f"{MAX_WORKERS} workers run with {config.home} already")
-        yield f"{socket.gethostname()[:96]}/worker-{number}"
+            raise ServiceError(f"{MAX_WORKERS} {part}s run with {config.home} already")
+        yield f"{socket.gethostname()[:96]}/{part}-{number}"
 
 
 @contextmanager

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from triage import __version__
-from triage.config import Config, valid_ae_title
+from triage.config import Config
 from triage.errors import ConfigError, TriageError
+from triage.peers import valid_ae_title
 
 if TYPE_CHECKING:
     import datetime as dt
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 TABLE_ROWS = 50
 """So many rows ``triage worklist`` prints unless told otherwise."""
 
-SERVED = ("receive", "score")
+SERVED = ("receive", "score", "commit")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

@@ -8,7 +8,8 @@
     |-- WorklistError               the database cannot do what was asked
     |   |-- SchemaError             the database's schema is not this program's
     |   |-- UnknownItem             no worklist item has that SOP Instance UID
-    |   `-- NotReadable             the item has no score for a verdict to be about
+    |   |-- NotReadable             the item has no score for a verdict to be about
+    |   `-- UnknownCommitment       no request for Storage Commitment has that number
     |-- DicomError                  a data set or an association is not what it should be
     |-- ServiceError                a part of the service cannot start or go on
     `-- DataError                   training data is missing, unreadable or not enough
@@ -72,6 +73,10 @@ class UnknownItem(WorklistError):
 
 class NotReadable(WorklistError):
     """The item has no score, so there is no finding to confirm or reject."""
+
+
+class UnknownCommitment(WorklistError):
+    """No request for Storage Commitment has the number that was asked for."""
 
 
 class DicomError(TriageError):

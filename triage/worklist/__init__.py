@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 from triage.errors import NotReadable, UnknownItem, WorklistError
 from triage.identity import Instance
 from triage.scoring import Priority, Score, priority
+from triage.worklist.commitments import Commitments
 from triage.worklist.schema import WRITE, open_engine, require_current, unavailable
 from triage.worklist.tables import Event, Item, Reading, ScoreRecord
 
@@ -179,6 +180,7 @@ class Worklist:
     def __init__(self, url: str) -> None:
         self._reading = open_engine(url, create=False)
         self._writing = self._reading.execution_options(**{WRITE: True})
+        self.commitments = Commitments(self._transaction)
         try:
             require_current(self._reading)
         except WorklistError:
