@@ -72,7 +72,7 @@ class Console:
         contexts: Sequence[tuple[str, Sequence[str]]] = ((CR, [EXPLICIT]), (DX, [EXPLICIT])),
         calling: str = "CONSOLE",
     ) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=20.0)
+        self.socket = self.connect(port)
         proposed = b"".join(
             _item(
                 0x20,
@@ -91,6 +91,10 @@ class Console:
             + _item(0x50, maximum + implementation),
         )
         self.kind, self.answer = self.receive()
+
+    def connect(self, port: int) -> socket.socket:
+        """The connection under the association."""
+        return socket.create_connection(("127.0.0.1", port), timeout=20.0)
 
     def __enter__(self) -> Self:
         return self
