@@ -5,13 +5,15 @@ where a model is fitted; the degraded copies teach one thing only, what a chest 
 whose edge is cut off (by ridge regression, Hoerl and Kennard 1970).
 """
 
+from collections import Counter
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from training.novelty import Arrays, Rows, describe, fit, folds, placed
+from training.novelty import REFUSED, Arrays, Rows, describe, fit, folds, placed
 from triage.novelty import Features, Novelty, features, turned
 from triage.pixels import SIDE, Array
 from triage.quality import EDGES, Quality, blur, clipped
@@ -113,6 +115,33 @@ def fit_quality(given: Material) -> Quality:
         float(np.quantile(given.blur, 1.0 - FALSE_ALARMS)),
         max(1.01, float(np.quantile(apart, 1.0 - FALSE_ALARMS))),
     )
+
+
+def fit_and_measure(
+    arrays: Arrays, patients: npt.NDArray[np.str_], held_out: Rows, seed: int
+) -> tuple[Quality, dict[str, Any]]:
+    """Fit on all pictures but the held-out ones, and count what is said of these.
+
+    Returns
+    -------
+    Quality
+    dict
+        For ``model.json``.
+    """
+    fitted_on = np.setdiff1d(np.arange(len(patients)), held_out)
+    given = material([arrays[row] for row in fitted_on], patients[fitted_on], seed)
+    quality = fit_quality(given)
+    said: Counter[str] = Counter()
+    for row in held_out:
+        array = arrays[row].astype(np.float32)
+        said.update(quality.findings(array))
+        said["NOT_LIKE_TRAINING"] += quality.novelty.is_novel(array)
+    return quality, {
+        "wanted_share_novel": REFUSED,
+        "wanted_share_of_a_finding": FALSE_ALARMS,
+        "held_out": len(held_out),
+        "said_of_held_out": dict(sorted(said.items())),
+    }
 
 
 def _weights(given: Material, novelty: Novelty) -> Features:

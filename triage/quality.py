@@ -28,7 +28,7 @@ QUALITY = "quality.npz"
 EDGES = ("left", "top", "right", "bottom")
 """Of the picture as it is shown."""
 
-SAME_PICTURE_BITS = 24
+SAME_PICTURE_BITS = 20
 """Two pictures whose hashes differ in no more bits are of one exposure."""
 
 # The part of the picture that is patient in every frontal chest: rows 10% to 90%, columns
