@@ -31,9 +31,9 @@ def moved(
 
 
 def noisy(deviation: float) -> Degrade:
-    """Add white noise."""
+    """Add white noise, and stretch again as the normalization does."""
     noise = np.random.default_rng(1).normal(0.0, deviation, (SIDE, SIDE))
-    return lambda array: np.clip(array + noise, 0.0, 1.0).astype(np.float32)
+    return lambda array: saturated(0.005, 0.005)(array + noise)
 
 
 def smeared(sides: tuple[int, int]) -> Degrade:

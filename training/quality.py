@@ -21,6 +21,9 @@ from triage.quality import EDGES, Quality, blur, clipped
 FALSE_ALARMS = 0.008
 """The share of radiographs as they are that each finding may be raised on."""
 
+RESAMPLING = 1.0
+"""Nepers of :func:`triage.quality.blur` that moving a picture by half a pixel may cost."""
+
 PENALTY = 1000.0
 """Of the ridge regression; 100 to 10,000 differ little."""
 
@@ -94,7 +97,8 @@ def fit_quality(given: Material) -> Quality:
     """Fit novelty and quality.
 
     Every limit is passed by at most :data:`FALSE_ALARMS` of the pictures as they are; a
-    finding that has several limits shares that out among them.
+    finding that has several limits shares that out among them. The limit of blur has room
+    besides, because consoles resample pictures and nobody wants to hear of that.
     """
     novelty = fit(given.plain, given.copies, given.patients)
     seeming = np.empty((len(given.patients), len(EDGES)))
@@ -112,7 +116,7 @@ def fit_quality(given: Material) -> Quality:
         _weights(given, novelty),
         np.quantile(seeming, 1.0 - FALSE_ALARMS / len(EDGES), axis=0).astype(np.float32),
         np.quantile(given.clipped, 1.0 - FALSE_ALARMS / 2, axis=0).astype(np.float32),
-        float(np.quantile(given.blur, 1.0 - FALSE_ALARMS)),
+        float(np.quantile(given.blur, 1.0 - FALSE_ALARMS)) + RESAMPLING,
         max(1.01, float(np.quantile(apart, 1.0 - FALSE_ALARMS))),
     )
 

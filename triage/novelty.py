@@ -209,7 +209,7 @@ def load_parameters(
         The file cannot be read, or an array is missing, of another shape or not finite.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             found = {name: np.asarray(file[name], np.float32) for name in shapes}
         for name, shape in shapes.items():
             sizes = found[name].shape

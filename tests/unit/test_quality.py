@@ -28,9 +28,8 @@ def lenient(fitted: Quality) -> Quality:
     """Limits with some room: 80 drawn chests are too few for limits of one in a hundred."""
     return replace(
         fitted,
-        cut_limits=fitted.cut_limits + 0.03,
+        cut_limits=fitted.cut_limits + 0.01,
         clipped_limits=fitted.clipped_limits + 0.02,
-        blur_limit=fitted.blur_limit + 0.3,
     )
 
 
@@ -99,14 +98,14 @@ def test_a_cut_off_edge_is_found_and_named(
 
 
 def test_clipped_counts_the_field_only() -> None:
-    """Saturated margins are no finding; a saturated quarter of the middle is counted."""
+    """Saturated margins are no finding; half of the middle is counted."""
     array = np.full((SIDE, SIDE), 0.5, np.float32)
-    array[:20], array[:, :40], array[:, -40:] = 1.0, 0.0, 0.0
+    array[:20], array[:, :48], array[:, -48:] = 1.0, 0.0, 0.0
     assert clipped(array) == (0.0, 0.0)
-    array[25:, SIDE // 2 :] = 1.0
+    array[:, SIDE // 2 : -48] = 1.0
     black, white = clipped(array)
     assert black == 0.0
-    assert 0.4 < white < 0.6
+    assert white == pytest.approx(0.5, abs=0.03)
 
 
 def test_blur_grows_with_blurring_and_not_with_contrast(unseen: list[Array]) -> None:
@@ -132,12 +131,13 @@ def test_a_copy_is_the_same_picture(degrade: object, unseen: list[Array]) -> Non
         assert same_picture(picture_hash(array), picture_hash(degrade(array)))
 
 
-def test_other_chests_are_other_pictures(unseen: list[Array]) -> None:
-    """All pairs; and a hash is 64 hexadecimal digits."""
-    hashes = [picture_hash(array) for array in unseen]
-    assert all(len(digits) == 64 and int(digits, 16) >= 0 for digits in hashes)
-    for number, one in enumerate(hashes):
-        assert not any(same_picture(one, other) for other in hashes[number + 1 :])
+def test_another_exposure_is_another_picture(unseen: list[Array]) -> None:
+    """The same child, turned a little and nearer; and a hash is 64 hexadecimal digits."""
+    again = moved(degrees=4, size=1.08, across=0.04)
+    for array in unseen:
+        one, other = picture_hash(array), picture_hash(again(array))
+        assert len(one) == len(other) == 64
+        assert not same_picture(one, other)
 
 
 def test_the_limit_of_a_same_picture_is_in_bits() -> None:
