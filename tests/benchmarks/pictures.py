@@ -187,11 +187,14 @@ def false_alarms(subjects: Subjects) -> Iterator[str]:
 
 def detection(subjects: Subjects) -> Iterator[str]:
     """The table of findings on degraded copies."""
-    yield "\n### Detection: degraded copies\n\n" + FINDING_HEAD
+    yield "\n### Detection: degraded copies\n"
+    yield "| finding | pictures | number | raised | 95% interval | not scored, as novel |"
+    yield "|---|---|---|---|---|---|"
     for code, degradations in DEGRADED.items():
         for name, degrade in degradations.items():
-            found = [code in judge.findings(array) for judge, array in subjects.some(degrade)]
-            yield f"| `{code}` " + row(name, found)
+            pairs = list(subjects.some(degrade))
+            found = [code in judge.findings(array) for judge, array in pairs]
+            yield f"| `{code}` " + row(name, found, f"{np.mean(novelties(pairs) > 1.0):.1%}")
 
 
 def other_alarms(subjects: Subjects) -> Iterator[str]:

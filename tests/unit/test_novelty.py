@@ -9,7 +9,7 @@ import pytest
 
 from sample_dicom.draw import hand, lateral
 from tests.degrade import MILD, WRONG, drawn, no_radiographs
-from tests.unit.conftest import SMALL
+from tests.fitted import SMALL
 from training.novelty import FOLDS, REFUSED, describe, fit, folds
 from triage.errors import DataError, ModelError
 from triage.novelty import FEATURES, Novelty, features, turned

@@ -8,7 +8,7 @@ import pytest
 
 from sample_dicom.draw import hand
 from tests.degrade import DEGRADED, MILD, WRONG, drawn, edge, gaussian, moved, saturated, smeared
-from tests.unit.conftest import SMALL
+from tests.fitted import SMALL
 from triage.errors import ModelError
 from triage.novelty import features
 from triage.pixels import SIDE, Array
