@@ -81,6 +81,45 @@ def fit(
         )
 
 
+@main.command()
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder with train/NORMAL and train/PNEUMONIA.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    help="Folder for novelty.npz and quality.npz.",
+)
+@click.option(
+    "--model",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of a model version trained on the data: --out becomes a version of its own "
+    "with the same network.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+def novelty(data: Path, out: Path, model: Path | None, seed: int) -> None:
+    """Fit what tells pictures that are not like the training data, and bad ones."""
+    from training.dataset import read_folder
+    from training.versions import with_pictures, write_pictures
+
+    snapshot = read_folder(data)
+    with click.progressbar(length=len(snapshot.cases), label="Reading pictures") as bar:
+        arrays = snapshot.arrays(lambda done: bar.update(done - bar.pos))[..., 0]
+    click.echo("Fitting; a minute for 5,000 pictures")
+    if model is None:
+        write_pictures(snapshot, arrays, out, seed)
+        click.echo(f"novelty.npz and quality.npz are in {out}")
+    else:
+        description = with_pictures(snapshot, arrays, model, out)
+        click.echo(f"{description['version']} is in {out}")
+        for code, count in description["pictures"]["said_of_held_out"].items():
+            click.echo(f"  {code:18} {count} of {description['pictures']['held_out']} held out")
+
+
 def run() -> None:
     """Run a command; an error of ours becomes one line and an exit status."""
     run_command(main, "training")

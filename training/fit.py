@@ -5,7 +5,6 @@ checkpointed, and the same command goes on from the last one.
 """
 
 import datetime as dt
-import hashlib
 import json
 import math
 import platform
@@ -22,10 +21,14 @@ import numpy.typing as npt
 from training.dataset import CLASSES, Case, Part, Snapshot
 from training.evaluate import figures, threshold_for
 from training.networks import build
+from training.quality import fit_and_measure
+from training.versions import replace, seal
 from triage.errors import DataError
 from triage.network import openvino
+from triage.novelty import NOVELTY
 from triage.pixels import SIDE, fingerprint
-from triage.registry import DESCRIPTION, EXPORTED, FORMAT, file_hash
+from triage.quality import QUALITY, Quality
+from triage.registry import DESCRIPTION, EXPORTED, FORMAT
 
 BATCH = 32
 PATIENCE = 10
@@ -118,10 +121,10 @@ class _Checkpoint(keras.callbacks.Callback):  # type: ignore[misc]
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         self.history.append({key: round(float(value), 6) for key, value in (logs or {}).items()})
         if best_epoch(self.history) == epoch:
-            _replace(self._folder / "best.weights.h5", self.model.save_weights)
-        _replace(self._folder / "last.keras", self.model.save)
+            replace(self._folder / "best.weights.h5", self.model.save_weights)
+        replace(self._folder / "last.keras", self.model.save)
         # The history is written last: it alone says which epoch is complete.
-        _replace(self._folder / "history.json", self._write_history)
+        replace(self._folder / "history.json", self._write_history)
         if finished(self.history):
             self.model.stop_training = True
 
@@ -205,7 +208,9 @@ def fit(
     network = build(run.architecture)
     network.load_weights(folder / "best.weights.h5")
     description = _describe(snapshot, about, run, checkpoint.history, parts, arrays, network)
-    return _write(out, network, description)
+    pictures = arrays[..., 0]
+    quality, told = fit_and_measure(pictures, snapshot.patients, parts["held_out"], run.seed)
+    return _write(out, network, quality, {**description, "pictures": told})
 
 
 def _open_checkpoint(folder: Path, run: Run) -> list[dict[str, float]]:
@@ -213,7 +218,7 @@ def _open_checkpoint(folder: Path, run: Run) -> list[dict[str, float]]:
     identity = folder / "run.json"
     if not identity.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        _replace(identity, lambda path: path.write_text(json.dumps(asdict(run), indent=1)))
+        replace(identity, lambda path: path.write_text(json.dumps(asdict(run), indent=1)))
         return []
     advice = f"choose another --out, or remove {folder} to start again"
     try:
@@ -326,24 +331,16 @@ def _count(cases: tuple[Case, ...], rows: npt.NDArray[np.int64]) -> dict[str, in
     return {"patients": len({case.patient for case in chosen}), **counts}
 
 
-def _write(out: Path, network: keras.Model, description: dict[str, Any]) -> Mapping[str, Any]:
+def _write(
+    out: Path, network: keras.Model, quality: Quality, description: dict[str, Any]
+) -> Mapping[str, Any]:
     """Write the version's files; ``model.json`` last, as the sign that it is whole."""
     network.save_weights(out / WEIGHTS)
     export(network, out / EXPORTED)
-    names = (WEIGHTS, EXPORTED, Path(EXPORTED).with_suffix(".bin").name)
-    files = {name: file_hash(out / name) for name in names}
-    whole = hashlib.sha256(json.dumps([files, description], sort_keys=True).encode()).hexdigest()
-    complete = {
-        "version": f"{description['architecture']}-{whole[:12]}",
-        "files": files,
-        # A UID per version (PS3.5 B.2): reports name the observer that spoke.
-        "device_uid": f"2.25.{int(whole[:32], 16)}",
-        **description,
-    }
-    _replace(
-        out / DESCRIPTION,
-        lambda path: path.write_text(json.dumps(complete, indent=2) + "\n", "utf-8"),
-    )
+    quality.novelty.save(out / NOVELTY)
+    quality.save(out / QUALITY)
+    weights = Path(EXPORTED).with_suffix(".bin").name
+    complete = seal(out, (WEIGHTS, EXPORTED, weights, NOVELTY, QUALITY), description)
     shutil.rmtree(out / "checkpoint")
     return complete
 
@@ -366,10 +363,3 @@ def export(network: keras.Model, path: Path) -> None:
 def new_run(snapshot: Snapshot, architecture: str, seed: int, precision: Precision) -> Run:
     """A run on this program's pixel pipeline."""
     return Run(architecture, seed, precision, snapshot.digest, fingerprint())
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file beside its place and move it there: whole or not at all."""
-    temporary = path.with_name(f"new-{path.name}")
-    write(temporary)
-    temporary.replace(path)

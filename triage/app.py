@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from triage.admission import Population
 from triage.config import (
     Config,
     DicomDestination,
@@ -34,7 +33,9 @@ from triage.worklist.schema import HEAD, migrate, open_engine
 if TYPE_CHECKING:
     from structlog.types import Processor
 
+    from triage.quality import Quality
     from triage.sinks import Sink
+    from triage.worker import Champion
 
 BUNDLED = Path(__file__).parent / "bundled"
 """Model versions that come with the program."""
@@ -295,22 +296,33 @@ def serve(config: Config, roles: Sequence[str], *, supervised: bool) -> None:
     ).run(stop)
 
 
-def _current_champion(models: Registry) -> Callable[[], tuple[Scorer, Population]]:
-    """Gives the champion's scorer, compiled anew only when the alias has moved."""
+def _current_champion(models: Registry) -> "Callable[[], Champion]":
+    """Gives the champion, compiled anew only when the alias has moved."""
     from triage.network import Network
+    from triage.worker import Champion
 
-    compiled: dict[str, tuple[Scorer, Population]] = {}
+    compiled: dict[str, Champion] = {}
 
-    def current() -> tuple[Scorer, Population]:
+    def current() -> Champion:
         version = models.aliases().get(CHAMPION, "")
         if version not in compiled:
             model = models.champion()
             compiled.clear()
-            compiled[model.version] = (Network(model), model.population)
+            compiled[model.version] = Champion(Network(model), model.population, _quality(model))
             version = model.version
         return compiled[version]
 
     return current
+
+
+def _quality(model: ModelVersion) -> "Quality | None":
+    """What a version knows of pictures; None if it was made without."""
+    from triage.novelty import NOVELTY, Novelty
+    from triage.quality import QUALITY, Quality
+
+    if not {NOVELTY, QUALITY} <= set(model.description["files"]):
+        return None
+    return Quality.load(model.folder / QUALITY, Novelty.load(model.folder / NOVELTY))
 
 
 @contextmanager

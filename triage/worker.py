@@ -2,12 +2,14 @@
 
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import structlog
 
 from triage.admission import Population, admit
 from triage.errors import ModelError, PixelsError, SpoolError, WorklistError
 from triage.pixels import normalize
+from triage.quality import Quality
 from triage.scoring import Scorer
 from triage.spool import Spool
 from triage.worklist import Claim, Worklist
@@ -16,6 +18,24 @@ POLL_SECONDS = 0.05
 """How often an idle worker looks for work: one indexed query of 0.1 ms."""
 
 OUTAGE_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Champion:
+    """What the current model version scores with.
+
+    Attributes
+    ----------
+    scorer : Scorer
+    population : Population
+    quality : Quality or None
+        Knows pictures that are not like the training data, and what is wrong with the
+        others; None if the version was made without.
+    """
+
+    scorer: Scorer
+    population: Population
+    quality: Quality | None = None
 
 
 class Worker:
@@ -28,8 +48,8 @@ class Worker:
     worklist : Worklist
     spool : Spool
     current : callable
-        Gives the scorer and the population of the current champion; asked before each
-        item, so that a new champion scores the next radiograph.
+        Gives the current champion; asked before each item, so that a new champion scores
+        the next radiograph.
     warn_outside : bool
         Score patients outside the population with a note.
     """
@@ -39,7 +59,7 @@ class Worker:
         name: str,
         worklist: Worklist,
         spool: Spool,
-        current: Callable[[], tuple[Scorer, Population]],
+        current: Callable[[], Champion],
         *,
         warn_outside: bool,
     ) -> None:
@@ -55,8 +75,8 @@ class Worker:
         ModelError
             There is no usable champion.
         """
-        scorer, _ = self._current()
-        self._log.info("ready", action="worker_ready", model_version=scorer.model_version)
+        version = self._current().scorer.model_version
+        self._log.info("ready", action="worker_ready", model_version=version)
         inherited = False
         while not stop.is_set():
             try:
@@ -81,12 +101,12 @@ class Worker:
         WorklistError, ModelError
             Nothing can be settled now, through no fault of the item.
         """
-        scorer, population = self._current()
+        champion = self._current()
         claim = self._worklist.claim(self._name)
         if claim is None:
             return False
         try:
-            self._settle(claim, scorer, population)
+            self._settle(claim, champion)
         except WorklistError:
             raise
         except SpoolError as error:
@@ -96,9 +116,9 @@ class Worker:
             self._fail(claim, "SCORING_ERROR", f"{type(error).__name__} while scoring")
         return True
 
-    def _settle(self, claim: Claim, scorer: Scorer, population: Population) -> None:
+    def _settle(self, claim: Claim, champion: Champion) -> None:
         dataset = self._spool.instance(claim.digest)
-        admission = admit(dataset, population, warn_outside=self._warn_outside)
+        admission = admit(dataset, champion.population, warn_outside=self._warn_outside)
         if admission.reason is not None:
             self._refuse(claim, admission.reason, admission.explanation)
             return
@@ -107,8 +127,19 @@ class Worker:
         except PixelsError as error:
             self._refuse(claim, error.reason, str(error))
             return
-        score = scorer.score(normalized.array)
-        if self._worklist.scored(claim, score, (*admission.notes, *normalized.notes)):
+        notes = (*admission.notes, *normalized.notes)
+        novelty: float | None = None
+        if champion.quality is None:
+            notes = (*notes, "NOVELTY_UNCHECKED")
+        else:
+            notes = (*notes, *champion.quality.findings(normalized.array))
+            novelty = champion.quality.novelty.measure(normalized.array)
+            if novelty > 1.0:
+                explanation = f"the picture's novelty is {novelty:.2f}, of training data at most 1"
+                self._refuse(claim, "NOT_LIKE_TRAINING", explanation, notes)
+                return
+        score = champion.scorer.score(normalized.array)
+        if self._worklist.scored(claim, score, notes):
             self._log.info(
                 "scored",
                 action="scored",
@@ -116,10 +147,13 @@ class Worker:
                 probability=round(score.probability, 4),
                 flagged=score.flagged,
                 model_version=score.model_version,
+                novelty=None if novelty is None else round(novelty, 3),
             )
 
-    def _refuse(self, claim: Claim, reason: str, explanation: str) -> None:
-        if self._worklist.not_scored(claim, reason, explanation):
+    def _refuse(
+        self, claim: Claim, reason: str, explanation: str, notes: tuple[str, ...] = ()
+    ) -> None:
+        if self._worklist.not_scored(claim, reason, explanation, notes):
             self._log.info(
                 "not scored",
                 action="not_scored",

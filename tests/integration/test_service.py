@@ -29,7 +29,7 @@ from triage.registry import ALIASES
 from triage.scoring import Score
 from triage.send import send
 from triage.spool import Spool, digest_of
-from triage.worker import Worker
+from triage.worker import Champion, Worker
 from triage.worklist import Arrival, State, Worklist
 from triage.worklist.schema import migrate, open_engine
 
@@ -442,7 +442,8 @@ def test_a_result_that_could_not_be_recorded_is_made_again_soon(tmp_path: Path) 
 
     saboteur, stop = Saboteur(), threading.Event()
     population = Population("anybody", None, ("PA",))
-    worker = Worker("w", worklist, spool, lambda: (saboteur, population), warn_outside=True)
+    champion = Champion(saboteur, population)
+    worker = Worker("w", worklist, spool, lambda: champion, warn_outside=True)
     thread = threading.Thread(target=worker.run, args=(stop,))
     thread.start()
     try:

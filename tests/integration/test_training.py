@@ -71,7 +71,11 @@ def test_a_run_writes_a_whole_model_version(finished: Path) -> None:
     told = model.description
     assert model.pixel_fingerprint == fingerprint()
     assert told["parameters"] == 304_082
-    assert set(told["files"]) == {"model.weights.h5", "model.xml", "model.bin"}
+    network = {"model.weights.h5", "model.xml", "model.bin"}
+    assert set(told["files"]) == {*network, "novelty.npz", "quality.npz"}
+    assert told["pictures"]["held_out"] == sum(
+        told["data"]["parts"]["held_out"][name] for name in CLASSES
+    )
     assert set(told["metrics"]["held_out"]) >= {"auc", "sensitivity", "specificity", "accuracy"}
     for figure in told["metrics"]["held_out"].values():
         assert 0 <= figure["low"] <= figure["value"] <= figure["high"] <= 1
