@@ -133,6 +133,7 @@ def worklist(config: Config) -> Worklist:
     return Worklist(
         config.worklist_url,
         [Route(there.name, _TAKEN[there.kind]) for there in config.destinations],
+        config.audit_anchor,
     )
 
 

@@ -287,6 +287,11 @@ class Config(BaseModel):
         return self.home / "run"
 
     @property
+    def audit_anchor(self) -> Path:
+        """Where the end of the audit trail is remembered outside of the database."""
+        return self.home / "audit-head"
+
+    @property
     def worklist_url(self) -> str:
         """The database URL with the default filled in."""
         return self.database_url or f"sqlite:///{self.home / 'worklist.sqlite'}"

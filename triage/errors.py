@@ -9,7 +9,14 @@
     |   |-- SchemaError             the database's schema is not this program's
     |   |-- UnknownItem             no worklist item has that SOP Instance UID
     |   |-- NotReadable             the item has no score for a verdict to be about
-    |   `-- UnknownDelivery         no delivery has that number
+    |   |-- UnknownDelivery         no delivery has that number
+    |   |-- AccountError              an account cannot be made or changed so
+    |   `-- AuditBroken               the audit trail is not as it was written
+    |-- SignInError                   who asks is not known, or may not
+    |   |-- NotSignedIn               there is no valid session
+    |   |-- Forbidden                 the account lacks the role
+    |   |-- SignInRefused             name, password or identity provider say no
+    |   `-- TooManyAttempts           too many refused sign-ins; try later
     |-- DicomError                  a data set or an association is not what it should be
     |-- DeliveryError               a destination has not taken a result; refused, or could not
     |-- ServiceError                a part of the service cannot start or go on
@@ -78,6 +85,45 @@ class NotReadable(WorklistError):
 
 class UnknownDelivery(WorklistError):
     """No delivery has the number that was asked for."""
+
+
+class AccountError(WorklistError):
+    """An account cannot be made or changed as was asked."""
+
+
+class AuditBroken(WorklistError):
+    """The audit trail is not as it was written; the message names the first broken row."""
+
+
+class SignInError(TriageError):
+    """Who asks is not known, or may not."""
+
+
+class NotSignedIn(SignInError):
+    """There is no valid session."""
+
+
+class Forbidden(SignInError):
+    """The account lacks the role, or the request does not come from our own page."""
+
+
+class SignInRefused(SignInError):
+    """Name, password or identity provider say no; the message does not tell which."""
+
+
+class TooManyAttempts(SignInError):
+    """Too many refused sign-ins.
+
+    Parameters
+    ----------
+    message : str
+    retry_seconds : int
+        After so long it may be tried again.
+    """
+
+    def __init__(self, message: str, retry_seconds: int) -> None:
+        super().__init__(message)
+        self.retry_seconds = retry_seconds
 
 
 class DicomError(TriageError):

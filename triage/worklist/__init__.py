@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, get_args
 
 from sqlalchemy import CursorResult, Select, func, or_, select, update
@@ -18,6 +19,7 @@ from sqlalchemy.orm import Session
 from triage.errors import NotReadable, UnknownItem, WorklistError
 from triage.identity import Instance
 from triage.scoring import Priority, Score, Verdict, priority
+from triage.worklist.audit import ANCHOR, Trail
 from triage.worklist.deliveries import Deliveries, ResultKind, Route, enqueue
 from triage.worklist.journal import journal as _journal
 from triage.worklist.journal import now as _now
@@ -173,10 +175,13 @@ class Worklist:
         An SQLAlchemy URL of SQLite or PostgreSQL.
     routes : sequence of Route
         Where the scores and readings that are recorded here are delivered.
+    anchor : Path, optional
+        Where the end of the audit trail is remembered outside of the database.
 
     Attributes
     ----------
     deliveries : Deliveries
+    audit : Trail
 
     Raises
     ------
@@ -184,9 +189,11 @@ class Worklist:
         There is no database, it cannot be reached, or its schema is another.
     """
 
-    def __init__(self, url: str, routes: Sequence[Route] = ()) -> None:
+    def __init__(self, url: str, routes: Sequence[Route] = (), anchor: Path | None = None) -> None:
         self._routes = tuple(routes)
+        self._info = {} if anchor is None else {ANCHOR: anchor}
         self.deliveries = Deliveries(self._transaction)
+        self.audit = Trail(self._transaction, anchor)
         self._reading = open_engine(url, create=False)
         self._writing = self._reading.execution_options(**{WRITE: True})
         try:
@@ -477,7 +484,8 @@ class Worklist:
     def _transaction(self, *, write: bool = False) -> Iterator[Session]:
         """One transaction; database failures leave as :class:`WorklistError`."""
         try:
-            with Session(self._writing if write else self._reading) as session, session.begin():
+            engine = self._writing if write else self._reading
+            with Session(engine, info=self._info) as session, session.begin():
                 yield session
         except IntegrityError:
             raise
