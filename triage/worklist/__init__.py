@@ -19,11 +19,13 @@ from sqlalchemy.orm import Session
 from triage.errors import NotReadable, UnknownItem, WorklistError
 from triage.identity import Instance
 from triage.scoring import Priority, Score, Verdict, priority
+from triage.worklist.accounts import Accounts
 from triage.worklist.audit import ANCHOR, Trail
 from triage.worklist.deliveries import Deliveries, ResultKind, Route, enqueue
 from triage.worklist.journal import journal as _journal
 from triage.worklist.journal import now as _now
 from triage.worklist.schema import WRITE, open_engine, require_current, unavailable
+from triage.worklist.sessions import Sessions
 from triage.worklist.tables import Event, Item, Reading, ScoreRecord
 
 MAX_ATTEMPTS = 3
@@ -182,6 +184,8 @@ class Worklist:
     ----------
     deliveries : Deliveries
     audit : Trail
+    accounts : Accounts
+    sessions : Sessions
 
     Raises
     ------
@@ -194,6 +198,8 @@ class Worklist:
         self._info = {} if anchor is None else {ANCHOR: anchor}
         self.deliveries = Deliveries(self._transaction)
         self.audit = Trail(self._transaction, anchor)
+        self.accounts = Accounts(self._transaction)
+        self.sessions = Sessions(self._transaction, self.accounts)
         self._reading = open_engine(url, create=False)
         self._writing = self._reading.execution_options(**{WRITE: True})
         try:
