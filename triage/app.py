@@ -1,5 +1,6 @@
 """The composition root: from a :class:`Config` to wired parts."""
 
+import ctypes
 import fcntl
 import logging
 import os
@@ -130,6 +131,7 @@ def receive(config: Config, stop: threading.Event) -> None:
     """Be the receiver until told to stop."""
     from triage.decoders import Proving
 
+    _give_memory_back()
     # The decoders are tried in another process while this one opens the database.
     proving = Proving()
     from triage.scp import Receiver
@@ -151,6 +153,16 @@ def receive(config: Config, stop: threading.Event) -> None:
             stop.wait()
         finally:
             receiver.stop()
+
+
+def _give_memory_back() -> None:
+    """Let what a large data set took go back to the system when it is freed.
+
+    glibc learns from the first large blocks to keep such memory, in an arena for each
+    thread: with many consoles a multiple of what is in use (mallopt(3), M_MMAP_THRESHOLD).
+    """
+    with suppress(AttributeError, OSError):  # another C library has no such habit
+        ctypes.CDLL(None).mallopt(-3, 1_000_000)
 
 
 def _door(config: Config, outcome: Mapping["UID", str]) -> "Door":

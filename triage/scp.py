@@ -16,6 +16,7 @@ from typing import Any, cast
 import structlog
 from pydicom import Dataset
 from pydicom.filereader import read_dataset
+from pydicom.tag import Tag
 from pydicom.uid import (
     HTJ2K,
     JPEG2000,
@@ -46,7 +47,7 @@ from pynetdicom.sop_class import StorageCommitmentPushModel, Verification
 
 from triage.commitment import Refused, requested
 from triage.errors import DicomError, ServiceError, SpoolError, WorklistError
-from triage.identity import Instance
+from triage.identity import HEADER_KEYWORDS, Instance
 from triage.peers import Peer, admits, is_loopback
 from triage.pixels import JPEG_PROGRESSIVE
 from triage.spool import Spool, digest_of
@@ -100,8 +101,16 @@ TRANSFER_SYNTAXES = (
     JPEG_PROGRESSIVE,
 )
 
-HEADER_BYTES = 8_000_000
+HEADER_BYTES = 4_000_000
 """The UIDs of a data set stand within so many bytes, and no more are looked at."""
+MOST_ITEMS = 20_000
+"""Sequence items in a header; each costs a hundred times its bytes to read."""
+LITTLE_ITEM, BIG_ITEM = b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00"
+"""Item (FFFE,E000)."""
+INFLATED_AT_ONCE = 65_536
+
+_PARSING = threading.Lock()
+"""One header at a time: in parallel they are no faster, and a hostile one takes memory."""
 
 FIRST_PIXEL_TAG = 0x7FE0_0008
 """Float Pixel Data; Pixel Data (7FE0,0010) follows."""
@@ -497,13 +506,18 @@ def _understand(data: bytes, syntax: UID, most: int) -> Instance:
     """The instance that a data set describes, without decoding its pixels."""
     try:
         head = _inflated(data, most) if syntax.is_deflated else data[:HEADER_BYTES]
-        header = read_dataset(
-            BytesIO(head),
-            syntax.is_implicit_VR,
-            syntax.is_little_endian,
-            stop_when=lambda tag, _vr, _length: tag >= FIRST_PIXEL_TAG,
-        )
-        return Instance.of(header)
+        items = head.count(LITTLE_ITEM if syntax.is_little_endian else BIG_ITEM)
+        if items > MOST_ITEMS:
+            raise DicomError(f"there are {items} sequence items in the header")
+        with _PARSING:
+            header = read_dataset(
+                BytesIO(head),
+                syntax.is_implicit_VR,
+                syntax.is_little_endian,
+                stop_when=lambda tag, _vr, _length: tag >= FIRST_PIXEL_TAG,
+                specific_tags=[Tag(keyword) for keyword in HEADER_KEYWORDS],
+            )
+            return Instance.of(header)
     except DicomError as error:
         raise _Refusal(CANNOT_UNDERSTAND, str(error), f"{error}: correct the console") from error
     except _Refusal:
@@ -518,17 +532,29 @@ def _understand(data: bytes, syntax: UID, most: int) -> Instance:
 
 
 def _inflated(data: bytes, most: int) -> bytes:
-    """The beginning of a deflated data set, which as a whole must not exceed the limit."""
-    inflate = zlib.decompressobj(-zlib.MAX_WBITS)
-    head = inflate.decompress(data, HEADER_BYTES)
-    size, left = len(head), inflate.unconsumed_tail
-    while left and size <= most:
-        size += len(inflate.decompress(left, HEADER_BYTES))
-        left = inflate.unconsumed_tail
+    """The beginning of a deflated data set, which as a whole must not exceed the limit.
+
+    Raises
+    ------
+    EOFError
+        It ends before its end (RFC 1951 3.2.3).
+    """
+    inflate, head, size = zlib.decompressobj(-zlib.MAX_WBITS), bytearray(), 0
+    for start in range(0, len(data), INFLATED_AT_ONCE):
+        left = data[start : start + INFLATED_AT_ONCE]
+        while left and size <= most and not inflate.eof:
+            part = inflate.decompress(left, INFLATED_AT_ONCE)
+            size += len(part)
+            head += part[: HEADER_BYTES - len(head)]
+            left = inflate.unconsumed_tail
+        if inflate.eof or size > most:
+            break
     if size > most:
-        why = f"larger than {most // 1_000_000} MB when inflated, TRIAGE_MAX_OBJECT_MB"
-        raise _Refusal(OUT_OF_RESOURCES, why[:64], f"{why}: raise it, or correct the console")
-    return head
+        why = f"inflates to more than {most // 1_000_000} MB, TRIAGE_MAX_OBJECT_MB"
+        raise _Refusal(OUT_OF_RESOURCES, why, f"{why}: raise it, or correct the console")
+    if not inflate.eof:
+        raise EOFError
+    return bytes(head)
 
 
 def _only_echoes(request: Any, address: str) -> bool:
