@@ -177,8 +177,9 @@ def _door(config: Config, outcome: Mapping["UID", str]) -> "Door":
             log.error(
                 "not offered",
                 action="transfer_syntax_not_offered",
-                transfer_syntax=f"{syntax.name} ({syntax})",
-                advice=f"its decoder is not proven: install {LIBRARIES[syntax]}",
+                transfer_syntax=syntax.name,
+                transfer_syntax_uid=str(syntax),
+                advice=f"its decoder is not proven: install or mend {LIBRARIES[syntax]}",
                 error=outcome[syntax],
             )
     tls = None

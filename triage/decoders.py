@@ -1,8 +1,7 @@
 """Proof, by decoding a tiny picture, that a transfer syntax can be read on this machine.
 
-The receiver offers only what is proven. The decoders are heavy and native, so that they are
-loaded and tried in a process of its own (``python -m triage.decoders``), which ends before
-the first console calls, and whose death takes nothing with it.
+The receiver offers only what is proven. Decoders are native code that can end or hang its
+process, so that they are tried in one of their own (``python -m triage.decoders``).
 """
 
 import base64
