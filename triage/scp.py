@@ -101,6 +101,8 @@ TRANSFER_SYNTAXES = (
     JPEG_PROGRESSIVE,
 )
 
+UNCOMPRESSED = TRANSFER_SYNTAXES[:4]
+
 HEADER_BYTES = 4_000_000
 """The UIDs of a data set stand within so many bytes, and no more are looked at."""
 MOST_ITEMS = 20_000
@@ -211,7 +213,7 @@ class Receiver:
         ae.dimse_timeout = ae.network_timeout = idle_seconds
         ae.acse_timeout = min(idle_seconds, OPENING_SECONDS)
         ae.maximum_associations = sys.maxsize  # ours is counted in _objection
-        ae.add_supported_context(Verification)
+        ae.add_supported_context(Verification, list(UNCOMPRESSED))
         for sop_class in STORAGE_CLASSES:
             ae.add_supported_context(sop_class, list(self._door.syntaxes))
         ae.add_supported_context(
@@ -391,13 +393,18 @@ class Receiver:
             )
         data = event.encoded_dataset(include_meta=False)
         instance = _understand(data, UID(event.context.transfer_syntax), self._limits.object_bytes)
-        if instance.sop_instance_uid != str(
-            request.AffectedSOPInstanceUID
-        ) or instance.sop_class_uid != str(request.AffectedSOPClassUID):
+        stated = (instance.sop_class_uid, instance.sop_instance_uid)
+        if stated != (request.AffectedSOPClassUID, request.AffectedSOPInstanceUID):
             raise _Refusal(
                 DATA_SET_MISMATCH,
                 "SOP class or instance UID differs from the command's",
                 "data set and command name different instances: correct the console",
+            )
+        if instance.sop_class_uid != event.context.abstract_syntax:
+            raise _Refusal(
+                DATA_SET_MISMATCH,
+                "SOP class differs from the presentation context's",
+                "it sends another SOP class than it proposed: correct the console",
             )
         # In parts: joined, a large data set would be in memory twice.
         content = (bytes(128) + b"DICM" + encode_file_meta(event.file_meta), data)

@@ -633,6 +633,15 @@ def test_a_private_sop_class_is_not_taken(hard_pressed: Service) -> None:
     assert any("CT Image Storage" in line["sop_classes"] for line in lines)
 
 
+def test_another_class_than_the_context_s_is_refused(hard_pressed: Service) -> None:
+    """0xA900, although data set and command agree."""
+    uid = generate_uid()
+    smuggled = data_set(uid, sop_class=SecondaryCaptureImageStorage)
+    with Console(hard_pressed.port) as console:
+        assert console.store(smuggled, uid, str(SecondaryCaptureImageStorage)) == 0xA900
+        assert console.store(data_set(uid), uid) == 0x0000
+
+
 def parts_of(file: Path) -> tuple[str, bytes]:
     """A file's transfer syntax, if it says, and its data set's bytes."""
     with file.open("rb") as opened:
