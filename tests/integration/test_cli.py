@@ -327,7 +327,8 @@ def test_check_finds_a_running_service_healthy(served: Service) -> None:
     """Part by part."""
     lines = works(served, "check").splitlines()
     assert [line.split()[:2] for line in lines] == [
-        ["ok", part] for part in ("home", "worklist", "queue", "model", "receiver")
+        ["ok", part]
+        for part in ("home", "worklist", "queue", "model", "receiver", "tls", "commitments")
     ]
 
 
@@ -338,7 +339,9 @@ def test_check_names_each_part_that_is_not_there(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert [line.split()[:2] for line in done.stdout.splitlines()] == [
-        ["FAIL", part] for part in ("home", "worklist", "queue", "model", "receiver")
+        *(["FAIL", part] for part in ("home", "worklist", "queue", "model", "receiver")),
+        ["ok", "tls"],  # switched off
+        ["FAIL", "commitments"],
     ]
     assert not service.home.exists()
 
