@@ -182,6 +182,12 @@ def _door(config: Config, outcome: Mapping["UID", str]) -> "Door":
                 advice=f"its decoder is not proven: install or mend {LIBRARIES[syntax]}",
                 error=outcome[syntax],
             )
+    offered = tuple(syntax for syntax in TRANSFER_SYNTAXES if not outcome[syntax])
+    if not offered:
+        raise ServiceError(
+            "no transfer syntax can be decoded here; the lines above say why: install "
+            "cxr-triage anew"
+        )
     tls = None
     if config.tls_certificate is not None and config.tls_key is not None:
         tls = tls_context(config.tls_certificate, config.tls_key, config.tls_ca)
@@ -191,7 +197,7 @@ def _door(config: Config, outcome: Mapping["UID", str]) -> "Door":
         (config.dicom_host, config.tls_port) if tls else None,
         tls,
         frozenset(there.ae_title for there in config.commitment_peers),
-        tuple(syntax for syntax in TRANSFER_SYNTAXES if not outcome[syntax]),
+        offered,
     )
 
 

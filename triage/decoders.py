@@ -51,7 +51,7 @@ ROWS, COLUMNS = 32, 40
 LOSSY_SHARE = 0.02
 """Of the full range: how far any pixel may be off after a lossy syntax."""
 
-SECONDS = 60.0
+SECONDS = 30.0
 """A process that has proven nothing more for so long is given up."""
 
 LIBRARIES: Mapping[UID, str] = {
@@ -148,6 +148,8 @@ def _all(run: Callable[[list[UID]], Iterator[tuple[UID, str]]]) -> dict[UID, str
     outcome: dict[UID, str] = {}
     while left := [syntax for syntax in LIBRARIES if syntax not in outcome]:
         told = dict(run(left))
+        if not (outcome or told):  # not even the first, which needs no decoder
+            return dict.fromkeys(left, "the process that tries decoders does not run")
         outcome.update(told)
         if len(told) < len(left):
             culprit = next(syntax for syntax in left if syntax not in told)

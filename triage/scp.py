@@ -208,6 +208,7 @@ class Receiver:
         self._admitted: set[Any] = set()
         self._admitting = threading.Lock()
         self._listeners: list[Listener] = []
+        self._stopping = False
         ae = AE(ae_title)
         ae.maximum_pdu_size = MAXIMUM_PDU
         ae.dimse_timeout = ae.network_timeout = idle_seconds
@@ -289,6 +290,7 @@ class Receiver:
 
     def stop(self) -> None:
         """Stop listening and abort what is still associated."""
+        self._stopping = True
         for listener in self._listeners:
             listener.shutdown()
         self._listeners = []
@@ -355,14 +357,19 @@ class Receiver:
             )
 
     def _aborted(self, event: Event) -> None:
-        seconds = self._limits.idle_seconds
-        silent = event.assoc.dul.idle_timer_expired()
-        event.assoc.dul.socket.tell(
-            f"the console said nothing for {seconds:g} s, TRIAGE_IDLE_SECONDS: see whether it "
-            "stalled"
-            if silent
-            else "the console or the network ended it; what was not acknowledged comes again"
-        )
+        association, seconds = event.assoc, self._limits.idle_seconds
+        if self._stopping:
+            advice = "this receiver stops; what was not acknowledged comes again"
+        elif association.dul.idle_timer_expired():
+            advice = (
+                f"the console said nothing for {seconds:g} s, TRIAGE_IDLE_SECONDS: see whether it "
+                "stalled"
+            )
+        elif association._sent_abort:  # noqa: SLF001
+            advice = "it sent a message that fits no accepted context or service: see the console"
+        else:
+            advice = "the console or the network ended it; what was not acknowledged comes again"
+        association.dul.socket.tell(advice)
 
     def _echo(self, event: Event) -> int:
         self._log.info("echoed", action="echoed", **_peer(event))

@@ -415,8 +415,15 @@ class _StateMachine(StateMachine):  # type: ignore[misc]
 
     def do_action(self, event: str) -> None:
         association = self.dul.assoc
+        if event == "Evt19":
+            self.dul.socket.tell(
+                "it sent what is no PDU (PS3.8 9.3) or no message (PS3.7 6.3): see what calls "
+                "from there"
+            )
         try:
             super().do_action(event)
+            if (event, self.current_state) == ("Evt6", "Sta13"):
+                self.dul.socket.tell("it speaks another version of the protocol (PS3.8 9.3.2)")
         # A boundary: a PDU from outside can make the library raise what it likes.
         except Exception as error:  # noqa: BLE001
             self.dul.socket.tell(
