@@ -71,7 +71,7 @@ class Service:
         """Its storage SCP."""
         return Destination("127.0.0.1", self.port, "TRIAGE")
 
-    def start(self, *arguments: str) -> None:
+    def start(self, *arguments: str, wait: bool = True) -> None:
         """Start it and wait for its C-ECHO."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -81,7 +81,8 @@ class Service:
                 stdin=subprocess.DEVNULL,
                 stderr=log,
             )
-        wait_for(self.answers)
+        if wait:
+            wait_for(self.answers)
 
     def answers(self) -> bool:
         """Whether the receiver answers C-ECHO."""

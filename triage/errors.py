@@ -10,13 +10,14 @@
     |   |-- UnknownItem             no worklist item has that SOP Instance UID
     |   |-- NotReadable             the item has no score for a verdict to be about
     |   |-- UnknownDelivery         no delivery has that number
-    |   |-- AccountError              an account cannot be made or changed so
-    |   `-- AuditBroken               the audit trail is not as it was written
-    |-- SignInError                   who asks is not known, or may not
-    |   |-- NotSignedIn               there is no valid session
-    |   |-- Forbidden                 the account lacks the role
-    |   |-- SignInRefused             name, password or identity provider say no
-    |   `-- TooManyAttempts           too many refused sign-ins; try later
+    |   |-- UnknownCommitment       no request for Storage Commitment has that number
+    |   |-- AccountError            an account cannot be made or changed so
+    |   `-- AuditBroken             the audit trail is not as it was written
+    |-- SignInError                 who asks is not known, or may not
+    |   |-- NotSignedIn             there is no valid session
+    |   |-- Forbidden               the account lacks the role
+    |   |-- SignInRefused           name, password or identity provider say no
+    |   `-- TooManyAttempts         too many refused sign-ins; try later
     |-- DicomError                  a data set or an association is not what it should be
     |-- DeliveryError               a destination has not taken a result; refused, or could not
     |-- ServiceError                a part of the service cannot start or go on
@@ -85,6 +86,10 @@ class NotReadable(WorklistError):
 
 class UnknownDelivery(WorklistError):
     """No delivery has the number that was asked for."""
+
+
+class UnknownCommitment(WorklistError):
+    """No request for Storage Commitment has the number that was asked for."""
 
 
 class AccountError(WorklistError):

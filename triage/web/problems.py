@@ -115,7 +115,9 @@ def answer(request: Request, error: TriageError) -> Response:
     """The answer to an error: the way to the sign-in page for a page without session."""
     if isinstance(error, NotSignedIn) and for_people(request):
         asked = request.url.path + (f"?{request.url.query}" if request.url.query else "")
-        follow = f"?next={quote(asked, safe='')}" if request.method == "GET" and asked != "/" else ""
+        follow = (
+            f"?next={quote(asked, safe='')}" if request.method == "GET" and asked != "/" else ""
+        )
         return RedirectResponse(f"/sign-in{follow}", 303)
     headers = {}
     if isinstance(error, TooManyAttempts):

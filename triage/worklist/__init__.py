@@ -21,6 +21,7 @@ from triage.identity import Instance
 from triage.scoring import Priority, Score, Verdict, priority
 from triage.worklist.accounts import Accounts
 from triage.worklist.audit import ANCHOR, Trail
+from triage.worklist.commitments import Commitments
 from triage.worklist.deliveries import Deliveries, ResultKind, Route, enqueue
 from triage.worklist.journal import journal as _journal
 from triage.worklist.journal import now as _now
@@ -186,6 +187,7 @@ class Worklist:
     audit : Trail
     accounts : Accounts
     sessions : Sessions
+    commitments : Commitments
 
     Raises
     ------
@@ -202,6 +204,7 @@ class Worklist:
         self.sessions = Sessions(self._transaction, self.accounts)
         self._reading = open_engine(url, create=False)
         self._writing = self._reading.execution_options(**{WRITE: True})
+        self.commitments = Commitments(self._transaction)
         try:
             require_current(self._reading)
         except WorklistError:
