@@ -1,6 +1,7 @@
 """Fixtures: databases, homes and running services, all of them real."""
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -47,6 +48,7 @@ class Service:
     home: Path
     port: int
     settings: Mapping[str, str] = field(default_factory=dict)
+    web_port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -57,6 +59,7 @@ class Service:
             **inherited,
             "TRIAGE_HOME": str(self.home),
             "TRIAGE_DICOM_PORT": str(self.port),
+            "TRIAGE_WEB_PORT": str(self.web_port),
             "TRIAGE_LOG_FORMAT": "json",
             **self.settings,
         }
@@ -94,6 +97,25 @@ class Service:
         except (TriageError, OSError):
             return False
         return True
+
+    @property
+    def page(self) -> str:
+        """Where its page is."""
+        return f"http://127.0.0.1:{self.web_port}"
+
+    def shows_page(self) -> bool:
+        """Whether the page is served."""
+        try:
+            with socket.create_connection(("127.0.0.1", self.web_port), timeout=2.0):
+                return True
+        except OSError:
+            return False
+
+    def one_time_password(self) -> str:
+        """Of the first operator, as the first start has shown it."""
+        found = re.search(r"one-time password (\S+) ", self.log.read_text())
+        assert found is not None
+        return found.group(1)
 
     def part(self, role: str) -> int:
         """The process id of a running part."""

@@ -70,7 +70,8 @@ def build(site: Site) -> FastAPI:
         redoc_url=None,
         middleware=[
             Middleware(Headers, secure=site.config.web_is_secure),
-            Middleware(signin.Gate, site=site),
+            Middleware(problems.Boundary),
+            Middleware(signin.Gate, sessions=site.worklist.sessions, config=site.config),
         ],
         max_body_size=MAX_BODY_BYTES,
         # Nothing beside a PACS reports to elsewhere because of a variable of the environment.

@@ -18,6 +18,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, RedirectResponse, Response
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from triage.errors import (
     AccountError,
@@ -103,12 +104,46 @@ def problem(
     )
 
 
+class Boundary:
+    """The last one that an error of a request meets, whatever raised it.
+
+    Parameters
+    ----------
+    app : ASGI application
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve; an error becomes an answer, or the end of one that has begun."""
+        begun = False
+
+        async def watched(message: Message) -> None:
+            nonlocal begun
+            begun = begun or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        # This is where what nobody foresaw is told without data and without a traceback.
+        except Exception as error:
+            if scope["type"] != "http":
+                raise
+            request = Request(scope)
+            if begun:
+                _log(request, error)
+                return  # the server sees half an answer and cuts the connection
+            foreseen = isinstance(error, TriageError)
+            response = await (_triage_error if foreseen else _unforeseen)(request, error)
+            await response(scope, receive, send)
+
+
 def install(app: FastAPI) -> None:
     """Answer every error of a request with its problem."""
     app.add_exception_handler(TriageError, _triage_error)
     app.add_exception_handler(HTTPException, _http_exception)
     app.add_exception_handler(RequestValidationError, _not_valid)
-    app.add_exception_handler(Exception, _unforeseen)
 
 
 def answer(request: Request, error: TriageError) -> Response:

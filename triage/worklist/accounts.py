@@ -65,12 +65,15 @@ class User:
         As given; what they imply is asked by :meth:`may`.
     must_change : bool
         Whether the password is a one-time password: until it is changed, nothing else is shown.
+    local : bool
+        Whether the password is kept here, and not by an identity provider.
     """
 
     name: str
     display_name: str
     roles: frozenset[Role]
     must_change: bool = False
+    local: bool = True
 
     def may(self, role: Role) -> bool:
         """Whether the account has a role, or one that implies it."""
@@ -254,8 +257,8 @@ class Accounts:
             account.disabled = False
             record(session, actor, Action.ACCOUNT_ENABLED, account.name)
 
-    def change_password(self, name: str, old: str, new: str) -> None:
-        """Change one's own password, and end every session of the account.
+    def change_password(self, name: str, old: str, new: str) -> int:
+        """Change one's own password and end every session of the account; its number.
 
         Raises
         ------
@@ -275,6 +278,7 @@ class Accounts:
             account.password_hash, account.must_change = hashed, False
             _end_sessions(session, account)
             record(session, account.name, Action.PASSWORD_CHANGED, account.name)
+            return account.id
 
     def verify(self, name: str, password: str) -> int | None:
         """The number of the account that a name and a password belong to.
@@ -292,14 +296,12 @@ class Accounts:
         if known is None or known[1] is None:
             self._hash(password)
             return None
-        number, hashed = known
         try:
             with self._hashing:
-                hasher = _hasher()
-                hasher.verify(hashed, _plain(password))
+                _hasher().verify(known[1], _plain(password))
         except (VerificationError, InvalidHashError):
             return None
-        return number if usable else None
+        return known[0] if usable else None
 
     def vouched(self, identity: Identity) -> int:
         """The number of the account of whom an identity provider vouches for; made if new.
@@ -309,7 +311,7 @@ class Accounts:
         SignInRefused
             The account is disabled, or its name is another account's.
         """
-        wanted = sorted(identity.roles)
+        wanted = _given(identity.roles)
         try:
             with self._transaction(write=True) as session:
                 account = session.scalar(
@@ -372,7 +374,11 @@ def valid_name(name: str) -> str:
 def user_of(account: Account) -> User:
     """The user that an account's row tells of."""
     return User(
-        account.name, account.display_name, frozenset(map(Role, account.roles)), account.must_change
+        account.name,
+        account.display_name,
+        frozenset(map(Role, account.roles)),
+        account.must_change,
+        account.issuer is None,
     )
 
 

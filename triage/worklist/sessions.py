@@ -96,11 +96,7 @@ class Sessions:
         if number is None:
             self._refused(name, address, "password")
             raise SignInRefused("the name or the password is not right")
-        with self._transaction(write=True) as session:
-            session.execute(
-                delete(SignInAttempt).where(SignInAttempt.account_hash == _name_hash(name))
-            )
-            return _begin(session, number, address, "password")
+        return self._signed_in(number, name, address, "password")
 
     def sign_in_vouched(self, identity: Identity, address: str) -> str:
         """Begin a session for whom the identity provider vouches; its token.
@@ -117,6 +113,26 @@ class Sessions:
             raise
         with self._transaction(write=True) as session:
             return _begin(session, number, address, "provider")
+
+    def change_password(self, user: User, old: str, new: str, address: str) -> str:
+        """Change one's own password; every session ends, and a new one begins: its token.
+
+        Raises
+        ------
+        SignInRefused
+            The old password is not the account's.
+        AccountError
+            The new one cannot be taken.
+        TooManyAttempts
+            The old password was guessed at.
+        """
+        self._count_attempt(user.name, address)
+        try:
+            number = self._accounts.change_password(user.name, old, new)
+        except SignInRefused:
+            self._refused(user.name, address, "change of password")
+            raise
+        return self._signed_in(number, user.name, address, "change of password")
 
     def user(self, token: str, limits: Limits, *, active: bool = True) -> User:
         """Who has the session of a token.
@@ -223,6 +239,13 @@ class Sessions:
     def refused(self, address: str, why: str) -> None:
         """Note a sign-in that the identity provider's answer did not allow."""
         self._refused("", address, why)
+
+    def _signed_in(self, number: int, name: str, address: str, how: str) -> str:
+        with self._transaction(write=True) as session:
+            session.execute(
+                delete(SignInAttempt).where(SignInAttempt.account_hash == _name_hash(name))
+            )
+            return _begin(session, number, address, how)
 
     def _count_attempt(self, name: str, address: str) -> None:
         """Count an attempt before it is made, so that many at once are no way around."""
