@@ -17,7 +17,8 @@
     |   |-- NotSignedIn             there is no valid session
     |   |-- Forbidden               the account lacks the role
     |   |-- SignInRefused           name, password or identity provider say no
-    |   `-- TooManyAttempts         too many refused sign-ins; try later
+    |   |-- TooManyAttempts         too many refused sign-ins; try later
+    |   `-- ProviderFailed          the identity provider cannot be asked, or talks nonsense
     |-- DicomError                  a data set or an association is not what it should be
     |-- DeliveryError               a destination has not taken a result; refused, or could not
     |-- ServiceError                a part of the service cannot start or go on
@@ -114,6 +115,10 @@ class Forbidden(SignInError):
 
 class SignInRefused(SignInError):
     """Name, password or identity provider say no; the message does not tell which."""
+
+
+class ProviderFailed(SignInError):
+    """The identity provider cannot be asked, or what it publishes cannot be used."""
 
 
 class TooManyAttempts(SignInError):

@@ -21,6 +21,7 @@ from triage.scoring import Scorer
 from triage.spool import Spool
 from triage.web import problems, signin
 from triage.web.headers import Headers
+from triage.web.provider import Provider
 from triage.web.signin import require
 from triage.worklist import Worklist
 from triage.worklist.accounts import Role, User
@@ -59,7 +60,13 @@ class Site:
 
 
 def build(site: Site) -> FastAPI:
-    """The application. Routes find the site at ``request.app.state.site``."""
+    """The application. Routes find the site at ``request.app.state.site``.
+
+    Raises
+    ------
+    ServiceError
+        A secret or a certificate of the sign-in cannot be read.
+    """
     app = FastAPI(
         title="cxr-triage",
         description="A triage aid, not a diagnosis.",
@@ -79,6 +86,7 @@ def build(site: Site) -> FastAPI:
     )
     app.state.site = site
     app.state.templates = Jinja2Templates(FOLDER / "templates")
+    app.state.provider = Provider(site.config) if site.config.oidc_issuer else None
     problems.install(app)
     app.mount("/static", StaticFiles(directory=FOLDER / "static"), name="static")
     app.include_router(signin.router)

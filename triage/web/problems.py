@@ -25,6 +25,7 @@ from triage.errors import (
     Forbidden,
     NotReadable,
     NotSignedIn,
+    ProviderFailed,
     SignInRefused,
     TooManyAttempts,
     TriageError,
@@ -42,6 +43,7 @@ STATUSES: Mapping[type[TriageError], int] = {
     NotReadable: 409,
     AccountError: 409,
     TooManyAttempts: 429,
+    ProviderFailed: 502,
     WorklistError: 503,
 }
 """The status of an error; of one that is not here, its base class's."""

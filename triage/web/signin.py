@@ -16,18 +16,26 @@ from urllib.parse import urlsplit
 from fastapi import APIRouter, Depends, Form, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, RedirectResponse, Response
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from triage.config import Config
-from triage.errors import Forbidden, NotSignedIn, SignInError, TooManyAttempts, TriageError
+from triage.errors import (
+    Forbidden,
+    NotSignedIn,
+    SignInError,
+    TooManyAttempts,
+    TriageError,
+)
 from triage.web import problems
+from triage.web.provider import ANSWER, Provider
 from triage.worklist.accounts import LONGEST_PASSWORD, Role, User
 from triage.worklist.sessions import Limits, Sessions, csrf_of, new_token
 
 CSRF_HEADER = "X-CSRF-Token"
 CSRF_FIELD = "csrf_token"
 
-PUBLIC = ("/sign-in", "/sign-in/provider", "/sign-in/provider/answer")
+PUBLIC = ("/sign-in", "/sign-in/provider", ANSWER)
 """What is shown without a session: how to get one."""
 
 STATIC = "/static/"
@@ -274,6 +282,44 @@ def sign_in(
     return begin_session(site.config, token, destination)
 
 
+@router.get("/sign-in/provider")
+def depart(request: Request, next: str = "/") -> Response:  # noqa: A002
+    """Send the browser to the identity provider."""
+    site, provider = request.app.state.site, _provider(request)
+    try:
+        departure = provider.depart(local_path(next))
+        site.worklist.sessions.begin_flow(departure.state, departure.flow, address_of(request))
+    except SignInError as error:
+        return _sign_in_form(request, local_path(next), _sentence(error), problems.status_of(error))
+    response = RedirectResponse(departure.url, 303)
+    _set(response, site.config, _flow_cookie(site.config), departure.state)
+    return response
+
+
+@router.get(ANSWER)
+def arrive(request: Request, state: str = "") -> Response:
+    """Take the browser back from the identity provider and begin a session."""
+    site, provider = request.app.state.site, _provider(request)
+    known = request.cookies.get(_flow_cookie(site.config), "")
+    sessions, address = site.worklist.sessions, address_of(request)
+    if not known or not hmac.compare_digest(known.encode(), state.encode()):
+        message = "This sign-in is not one that this browser began. Please begin again."
+        return _sign_in_form(request, "/", message, 403)
+    destination = "/"
+    try:
+        flow = sessions.take_flow(state)
+        destination = flow.destination
+        identity = provider.arrive(dict(request.query_params), flow)
+        token = sessions.sign_in_vouched(identity, state, address)
+    except SignInError as error:
+        sessions.refused(address, str(error))
+        response = _sign_in_form(request, destination, _sentence(error), problems.status_of(error))
+    else:
+        response = begin_session(site.config, token, destination)
+    _forget(response, site.config, _flow_cookie(site.config))
+    return response
+
+
 @router.post("/sign-out")
 def sign_out(request: Request, _user: Viewer, csrf_token: Text = "") -> Response:
     """End the session."""
@@ -359,6 +405,17 @@ def _account_form(request: Request, user: User, message: str = "", status: int =
         status_code=status,
     )
     return page
+
+
+def _provider(request: Request) -> Provider:
+    provider: Provider | None = request.app.state.provider
+    if provider is None:
+        raise HTTPException(404, "there is no identity provider here")
+    return provider
+
+
+def _flow_cookie(config: Config) -> str:
+    return f"{session_cookie(config)}-flow"
 
 
 def _form_cookie(config: Config) -> str:

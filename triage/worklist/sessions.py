@@ -26,13 +26,11 @@ WINDOW = dt.timedelta(minutes=15)
 """So long a refused attempt counts."""
 
 ATTEMPTS_OF_ACCOUNT = 10
-ATTEMPTS_OF_ADDRESS = 30
+ATTEMPTS_OF_ADDRESS = 60
 """More: a whole reading room may stand behind one address."""
 
 FLOW_LIMIT = dt.timedelta(minutes=10)
 """So long a sign-in at the identity provider may take."""
-
-FLOWS_AT_ONCE = 10_000
 
 SEEN_EVERY = dt.timedelta(seconds=60)
 """How exactly the idle time is kept: not every request writes."""
@@ -98,21 +96,23 @@ class Sessions:
             raise SignInRefused("the name or the password is not right")
         return self._signed_in(number, name, address, "password")
 
-    def sign_in_vouched(self, identity: Identity, address: str) -> str:
+    def sign_in_vouched(self, identity: Identity, state: str, address: str) -> str:
         """Begin a session for whom the identity provider vouches; its token.
+
+        Parameters
+        ----------
+        identity : Identity
+        state : str
+            Of the flow that brought it.
+        address : str
 
         Raises
         ------
         SignInRefused
             The account is disabled here, or its name is another account's.
         """
-        try:
-            number = self._accounts.vouched(identity)
-        except SignInRefused:
-            self._refused(identity.name, address, "provider")
-            raise
-        with self._transaction(write=True) as session:
-            return _begin(session, number, address, "provider")
+        number = self._accounts.vouched(identity)
+        return self._signed_in(number, _state_name(state), address, "provider")
 
     def change_password(self, user: User, old: str, new: str, address: str) -> str:
         """Change one's own password; every session ends, and a new one begins: its token.
@@ -189,23 +189,18 @@ class Sessions:
 
     # The way through the identity provider
 
-    def begin_flow(self, state: str, flow: Flow) -> None:
+    def begin_flow(self, state: str, flow: Flow, address: str) -> None:
         """Remember a sign-in that goes to the identity provider.
 
         Raises
         ------
         TooManyAttempts
-            Thousands are on their way.
+            Too many from this address did not come back with a session.
         """
+        self._count_attempt(_state_name(state), address)
         moment = now()
         with self._transaction(write=True) as session:
             session.execute(delete(SignInFlow).where(SignInFlow.started_at < moment - FLOW_LIMIT))
-            waiting = session.scalar(select(func.count()).select_from(SignInFlow)) or 0
-            if waiting >= FLOWS_AT_ONCE:
-                raise TooManyAttempts(
-                    "too many sign-ins are on their way: try again in a few minutes",
-                    int(FLOW_LIMIT.total_seconds()),
-                )
             session.add(
                 SignInFlow(
                     state_hash=_token_hash(state),
@@ -313,6 +308,11 @@ def _ended(row: WebSession, moment: dt.datetime, limits: Limits) -> bool:
 
 def _token_hash(token: str) -> str:
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _state_name(state: str) -> str:
+    """What stands for the name in the count of attempts, which no name can be."""
+    return f"state {state}"
 
 
 def _name_hash(name: str) -> str:
