@@ -19,6 +19,7 @@
     |   |-- SignInRefused           name, password or identity provider say no
     |   |-- TooManyAttempts         too many refused sign-ins; try later
     |   `-- ProviderFailed          the identity provider cannot be asked, or talks nonsense
+    |-- TooLarge                    a request brings more than is taken at once
     |-- DicomError                  a data set or an association is not what it should be
     |-- DeliveryError               a destination has not taken a result; refused, or could not
     |-- ServiceError                a part of the service cannot start or go on
@@ -134,6 +135,10 @@ class TooManyAttempts(SignInError):
     def __init__(self, message: str, retry_seconds: int) -> None:
         super().__init__(message)
         self.retry_seconds = retry_seconds
+
+
+class TooLarge(TriageError):
+    """A request brings more than is taken at once."""
 
 
 class DicomError(TriageError):

@@ -20,7 +20,7 @@ from triage.registry import ModelVersion, Registry
 from triage.scoring import Scorer
 from triage.spool import Spool
 from triage.web import problems, signin
-from triage.web.headers import Headers
+from triage.web.headers import BodyLimit, Headers
 from triage.web.provider import Provider
 from triage.web.signin import require
 from triage.worklist import Worklist
@@ -31,7 +31,10 @@ __all__ = ["Role", "Site", "User", "build", "require"]
 FOLDER = Path(__file__).parent
 
 MAX_BODY_BYTES = 65_536
-"""Of a request, unless its route says more."""
+"""Of a request."""
+
+LONGER_BODY_BYTES = {"/api/v1/readings/import": 33_554_432}
+"""Of a request to one of these paths."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +81,9 @@ def build(site: Site) -> FastAPI:
         middleware=[
             Middleware(Headers, secure=site.config.web_is_secure),
             Middleware(problems.Boundary),
+            Middleware(BodyLimit, most=MAX_BODY_BYTES, longer=LONGER_BODY_BYTES),
             Middleware(signin.Gate, sessions=site.worklist.sessions, config=site.config),
         ],
-        max_body_size=MAX_BODY_BYTES,
         # Nothing beside a PACS reports to elsewhere because of a variable of the environment.
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )

@@ -1,9 +1,13 @@
-"""Security headers on every answer."""
+"""What holds for every request and answer: security headers, and how long a body may be."""
 
 from collections.abc import Mapping
 
 from starlette.datastructures import MutableHeaders
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from triage.errors import TooLarge
+from triage.web import problems
 
 POLICY = "; ".join(
     (
@@ -65,3 +69,48 @@ class Headers:
             await send(message)
 
         await self._app(scope, receive, with_headers)
+
+
+class BodyLimit:
+    """Refuses a body that is longer than its path allows, before it fills the memory.
+
+    Parameters
+    ----------
+    app : ASGI application
+    most : int
+        Bytes.
+    longer : mapping of str to int
+        Of some paths.
+    """
+
+    def __init__(self, app: ASGIApp, most: int, longer: Mapping[str, int]) -> None:
+        self._app = app
+        self._most = most
+        self._longer = longer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve, unless too much comes."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request = Request(scope)
+        most = self._longer.get(request.url.path, self._most)
+        announced = request.headers.get("content-length", "0")
+        if not announced.isdecimal() or int(announced) > most:
+            await problems.answer(request, _too_large(most))(scope, receive, send)
+            return
+        come = 0
+
+        async def counted() -> Message:
+            nonlocal come
+            message = await receive()
+            come += len(message.get("body", b""))
+            if come > most:
+                raise _too_large(most)
+            return message
+
+        await self._app(scope, counted, send)
+
+
+def _too_large(most: int) -> TooLarge:
+    return TooLarge(f"the request is longer than {most} bytes: send less at once")

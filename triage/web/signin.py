@@ -305,17 +305,20 @@ def arrive(request: Request, state: str = "") -> Response:
     if not known or not hmac.compare_digest(known.encode(), state.encode()):
         message = "This sign-in is not one that this browser began. Please begin again."
         return _sign_in_form(request, "/", message, 403)
-    destination = "/"
     try:
         flow = sessions.take_flow(state)
-        destination = flow.destination
+    except SignInError as error:
+        return _sign_in_form(request, "/", _sentence(error), 403)
+    try:
         identity = provider.arrive(dict(request.query_params), flow)
         token = sessions.sign_in_vouched(identity, state, address)
     except SignInError as error:
         sessions.refused(address, str(error))
-        response = _sign_in_form(request, destination, _sentence(error), problems.status_of(error))
+        response = _sign_in_form(
+            request, flow.destination, _sentence(error), problems.status_of(error)
+        )
     else:
-        response = begin_session(site.config, token, destination)
+        response = begin_session(site.config, token, flow.destination)
     _forget(response, site.config, _flow_cookie(site.config))
     return response
 
