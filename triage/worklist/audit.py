@@ -242,8 +242,7 @@ class Trail:
                 anchor_met = True
         if anchored is not None and not anchor_met:
             raise AuditBroken(
-                f"rows {head.id + 1} to {anchored.id} of the audit trail are missing: "
-                f"{self._anchor} remembers them"
+                f"{_missing(head.id + 1, anchored.id)}: {self._anchor} remembers the last"
             )
         if anchored is None and self._anchor is not None and head.id:
             raise AuditBroken(
@@ -258,11 +257,7 @@ class Trail:
 
 def _require_next(found: AuditRecord, head: Head) -> None:
     if found.id != head.id + 1:
-        gap = f"row {head.id + 1}" if found.id == head.id + 2 else f"rows {head.id + 1} to"
-        raise AuditBroken(
-            f"{gap}{'' if found.id == head.id + 2 else f' {found.id - 1}'} of the audit trail "
-            "missing: removed"
-        )
+        raise AuditBroken(_missing(head.id + 1, found.id - 1))
     if found.previous != head.hash:
         raise AuditBroken(
             f"row {found.id} of the audit trail does not follow row {head.id}: it, or the row "
@@ -270,6 +265,11 @@ def _require_next(found: AuditRecord, head: Head) -> None:
         )
     if found.hash != found.expected_hash():
         raise AuditBroken(f"row {found.id} of the audit trail is not as it was written: changed")
+
+
+def _missing(first: int, last: int) -> str:
+    which = f"row {first}" if first == last else f"rows {first} to {last}"
+    return f"{which} of the audit trail missing: removed"
 
 
 def _record(row: AuditRow) -> AuditRecord:
@@ -285,7 +285,11 @@ def _hash(content: dict[str, Any]) -> str:
 
 def _extends(session: Session, head: Head, anchor: Path) -> bool:
     """Whether the anchored row is still in the trail; else the anchor is kept as evidence."""
-    anchored = _read(anchor)
+    try:
+        anchored = _read(anchor)
+    except WorklistError as error:  # a reading is not refused for it
+        structlog.get_logger("audit").error(str(error), action="audit_anchor")
+        return False
     if anchored is None or anchored == head:
         return True
     kept = session.scalar(select(AuditRow.hash).where(AuditRow.id == anchored.id))
