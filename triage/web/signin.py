@@ -21,9 +21,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from triage.config import Config
 from triage.errors import (
+    AccountError,
     Forbidden,
     NotSignedIn,
     SignInError,
+    SignInRefused,
     TooManyAttempts,
     TriageError,
 )
@@ -358,11 +360,10 @@ def change_password(
         return _account_form(request, user, "The two new passwords differ.", 422)
     try:
         token = site.worklist.sessions.change_password(user, old, new, address_of(request))
-    except TriageError as error:
-        status = problems.status_of(error)
-        if status >= 500:
-            raise
-        return _account_form(request, user, _sentence(error), status)
+    except (AccountError, SignInRefused) as error:
+        return _account_form(request, user, _sentence(error), 422)
+    except TooManyAttempts as error:
+        return _account_form(request, user, _sentence(error), 429)
     return begin_session(site.config, token, "/")
 
 
