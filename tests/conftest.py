@@ -24,6 +24,14 @@ ROOT = Path(__file__).parent.parent
 SAMPLES = ROOT / "sample_dicom"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _programs_of_the_system() -> None:
+    """`storescu` is DCMTK's: in an activated environment it would be pynetdicom's."""
+    own = str(Path(sys.executable).parent)
+    folders = os.environ["PATH"].split(os.pathsep)
+    os.environ["PATH"] = os.pathsep.join(folder for folder in folders if folder != own)
+
+
 def free_port() -> int:
     """A TCP port on loopback that nobody listens on."""
     with socket.socket() as probe:
