@@ -101,7 +101,7 @@ class Service:
                 stderr=log,
             )
         if wait:
-            wait_for(self.answers)
+            wait_for(self.answers, seconds=90)
 
     def answers(self) -> bool:
         """Whether the receiver answers C-ECHO."""
