@@ -29,7 +29,7 @@ COMMON: Mapping[str, str] = {
     "Content-Security-Policy": POLICY,
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
-    # Not `no-referrer`: with it, browsers hide the origin of our own forms from us, too (Fetch).
+    # Not no-referrer: under it browsers call the origin of our own forms "null".
     "Referrer-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
