@@ -28,7 +28,7 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from tests.builders import encoded, lut, picture, put_pixels, radiograph
+from tests.builders import chest_radiograph, encoded, lut, picture, put_pixels, radiograph
 from tests.conftest import SAMPLES, Service, wait_for
 from tests.integration.test_receiver import (
     CR,
@@ -579,7 +579,7 @@ def odd_data_sets() -> dict[str, tuple[Dataset, bytes | None]]:
     """Data sets that a console could send, and the bytes if they are not the data set's own."""
 
     def made(**attributes: object) -> Dataset:
-        return radiograph(picture(1), SOPInstanceUID=generate_uid(), **attributes)
+        return chest_radiograph(SOPInstanceUID=generate_uid(), **attributes)
 
     odd: dict[str, tuple[Dataset, bytes | None]] = {}
     several = made(NumberOfFrames=3)

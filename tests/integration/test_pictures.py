@@ -83,6 +83,17 @@ def test_a_clipped_exposure_is_scored_and_noted(settle: Settle) -> None:
     assert "EXPOSURE_CLIPPED" in item.notes
 
 
+def test_one_exposure_under_two_uids_is_noted_on_the_second(settle: Settle) -> None:
+    """Scored both, in another depth; another exposure of the same child is none."""
+    shown = chest(600, shape=SMALL)
+    first = settle(shown, fitted_quality())
+    second = settle(np.rint(shown * 255) / 255, fitted_quality())
+    third = settle(chest(601, shape=SMALL), fitted_quality())
+    assert [item.state for item in (first, second, third)] == [State.SCORED] * 3
+    assert [item.notes for item in (first, second, third)] == [(), ("DUPLICATE_EXPOSURE",), ()]
+    assert second.explanation == f"the same exposure came as {first.sop_instance_uid}"
+
+
 def test_a_version_without_novelty_admits_by_the_header(settle: Settle) -> None:
     """And says so on the row."""
     item = settle(hand(1, shape=SMALL), None)
