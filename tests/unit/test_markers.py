@@ -64,9 +64,9 @@ def test_only_the_frame_is_looked_at(unmarked: list[Array]) -> None:
 
 
 def test_a_picture_without_letters_hardly_changes(unmarked: list[Array]) -> None:
-    """Bits of ribs and shoulders, at most one pixel in sixty-six; blank pictures not at all."""
+    """Bits of ribs and shoulders, at most one pixel in fifty; blank pictures not at all."""
     for array in unmarked:
-        assert np.mean(without_markers(array) != array) < 0.015
+        assert np.mean(without_markers(array) != array) < 0.02
     for grey in (0.0, 0.5, 1.0):
         blank = np.full((SIDE, SIDE), grey, np.float32)
         assert np.array_equal(without_markers(blank), blank)
