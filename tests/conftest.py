@@ -1,5 +1,6 @@
 """Fixtures: databases, homes and running services, all of them real."""
 
+import json
 import os
 import random
 import re
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import data_store
 import psycopg
@@ -98,6 +100,11 @@ class Service:
     def log(self) -> Path:
         """Where its standard error goes."""
         return self.home.with_suffix(".log")
+
+    def events(self) -> list[dict[str, Any]]:
+        """What it has logged, but for the line that the first start writes beside the log."""
+        lines = self.log.read_text().splitlines()
+        return [json.loads(line) for line in lines if not line.startswith("triage: first start: ")]
 
     @property
     def destination(self) -> Destination:
