@@ -87,7 +87,8 @@ class SubgroupPolicy(_Table):
     Attributes
     ----------
     least_share : float
-        A level with a smaller share of the patients is judged together with the other rare ones.
+        Levels with a smaller share of the patients are judged together; if they are too few even
+        so, harm to them is still looked for, but no proof is asked.
     least_diseased, least_healthy : int
         Patients of each class; a level with fewer is not proven.
     sensitivity_margin, specificity_margin : float
@@ -258,10 +259,19 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Subgroup:
-    """One level of one attribute, and its figures."""
+    """One level of one attribute, and its figures.
+
+    Attributes
+    ----------
+    attribute, level : str
+    share : float
+        Of the exam's patients.
+    measured : Measured
+    """
 
     attribute: str
     level: str
+    share: float
     measured: Measured
 
 
@@ -420,7 +430,9 @@ def figures(
         measure(site),
         None if reference is None else measure(reference),
         tuple(
-            Subgroup(attribute, level, measure(site.part(rows)))
+            Subgroup(
+                attribute, level, _patients(site, rows) / _patients(site), measure(site.part(rows))
+            )
             for attribute, level, rows in _subgroups(site, policy.subgroups.least_share)
         ),
         _locked(exams, thresholds, locked),
@@ -461,19 +473,19 @@ def _measure(exam: Exam, thresholds: tuple[float, float], confidence: float, see
     )
 
 
+def _patients(exam: Exam, rows: Flags | None = None) -> int:
+    return len(np.unique(exam.patients if rows is None else exam.patients[rows]))
+
+
 def _subgroups(exam: Exam, least_share: float) -> Iterator[tuple[str, str, Flags]]:
     """Each attribute's levels; the rare ones as one."""
-    patients = len(np.unique(exam.patients))
     for attribute, levels in sorted(exam.groups.items()):
         found = sorted(set(levels.tolist()))
         if len(found) < 2:
             continue
         rows = {level: levels == level for level in found}
-        rare = [
-            level
-            for level in found
-            if len(np.unique(exam.patients[rows[level]])) < least_share * patients
-        ]
+        least = least_share * _patients(exam)
+        rare = [level for level in found if _patients(exam, rows[level]) < least]
         for level in found:
             if level not in rare:
                 yield attribute, level, rows[level]
@@ -540,15 +552,16 @@ def _leak(figures: Figures) -> Rule:
 
 
 def _exam_rules(name: str, measured: Measured, policy: ExamPolicy) -> Iterator[Rule]:
-    enough = _enough(measured, policy.least_diseased, policy.least_healthy)
-    asked = (
-        ("sensitivity", measured.sensitivity, -policy.sensitivity_margin, 1),
-        ("specificity", measured.specificity, -policy.specificity_margin, 1),
-        ("auc", measured.auc, policy.auc_above, 1),
-        ("calibration", measured.calibration, policy.calibration_margin, -1),
-    )
-    for figure, difference, bound, sign in asked:
-        yield _rule(f"{name}.{figure}", difference, bound, sign, enough)
+    diseased = _short("diseased", measured.diseased_patients, policy.least_diseased)
+    healthy = _short("healthy", measured.healthy_patients, policy.least_healthy)
+    few = "; ".join(filter(None, (diseased, healthy)))
+    for figure, difference, bound, sign, short in (
+        ("sensitivity", measured.sensitivity, -policy.sensitivity_margin, 1, diseased),
+        ("specificity", measured.specificity, -policy.specificity_margin, 1, healthy),
+        ("auc", measured.auc, policy.auc_above, 1, few),
+        ("calibration", measured.calibration, policy.calibration_margin, -1, few),
+    ):
+        yield _rule(f"{name}.{figure}", difference, bound, sign, short)
 
 
 def _reference_rules(figures: Figures, policy: ReferencePolicy) -> Iterator[Rule]:
@@ -562,14 +575,18 @@ def _reference_rules(figures: Figures, policy: ReferencePolicy) -> Iterator[Rule
 
 def _subgroup_rules(figures: Figures, policy: SubgroupPolicy) -> Iterator[Rule]:
     for group in figures.subgroups:
-        measured = group.measured
-        enough = _enough(measured, policy.least_diseased, policy.least_healthy)
+        of = group.measured
         name = f"subgroup.{group.attribute}.{group.level or '(unknown)'}"
-        for figure, difference, margin in (
-            ("sensitivity", measured.sensitivity, policy.sensitivity_margin),
-            ("specificity", measured.specificity, policy.specificity_margin),
+        diseased = _short("diseased", of.diseased_patients, policy.least_diseased)
+        healthy = _short("healthy", of.healthy_patients, policy.least_healthy)
+        for figure, difference, margin, short in (
+            ("sensitivity", of.sensitivity, policy.sensitivity_margin, diseased),
+            ("specificity", of.specificity, policy.specificity_margin, healthy),
         ):
-            yield _rule(f"{name}.{figure}", difference, -margin, 1, enough)
+            rule = _rule(f"{name}.{figure}", difference, -margin, 1, short)
+            if short and group.share < policy.least_share and rule.verdict is Verdict.NOT_PROVEN:
+                rule = Rule(rule.name, Verdict.NOT_ASKED, f"rare here, and {rule.reason}")
+            yield rule
     if not figures.subgroups:
         yield Rule("subgroups", Verdict.NOT_ASKED, "the exam tells no two levels apart")
 
@@ -585,17 +602,9 @@ def _locked_rule(locked: Locked, policy: LockedPolicy) -> Rule:
     return Rule("locked", Verdict.PASSED, told)
 
 
-def _enough(measured: Measured, diseased: int, healthy: int) -> str:
+def _short(kind: str, there: int, wanted: int) -> str:
     """Empty, or what there is too little of."""
-    short = [
-        f"{there} {kind} patients, {wanted} are needed"
-        for kind, there, wanted in (
-            ("diseased", measured.diseased_patients, diseased),
-            ("healthy", measured.healthy_patients, healthy),
-        )
-        if there < wanted
-    ]
-    return "; ".join(short)
+    return f"{there} {kind} patients, {wanted} are needed" if there < wanted else ""
 
 
 def _rule(name: str, difference: Difference | None, bound: float, sign: int, few: str) -> Rule:
