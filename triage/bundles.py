@@ -100,7 +100,7 @@ class Keys:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
         sync(self._private)
-        return _pem(key.public_key())
+        return as_pem(key.public_key())
 
     def signing(self) -> Ed25519PrivateKey:
         """The key that bundles are signed with.
@@ -137,7 +137,7 @@ class Keys:
         make_folder(self._trusted)
         try:
             with path.open("x", encoding="ascii") as file:
-                file.write(_pem(public))
+                file.write(as_pem(public))
         except FileExistsError:
             raise BundleError(
                 f"a key is trusted as {name} already: `triage models keys distrust {name}` first"
@@ -401,7 +401,8 @@ def _differs(there: Population, here: Population | None) -> str:
     return ""
 
 
-def _pem(key: Ed25519PublicKey) -> str:
+def as_pem(key: Ed25519PublicKey) -> str:
+    """A public key as it is handed to other sites."""
     return key.public_bytes(
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     ).decode("ascii")

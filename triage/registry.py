@@ -254,11 +254,12 @@ class Registry:
             come to.
         """
         entries = Ledger(self.folder / HISTORY).entries()
-        if entries and _state(entries) != self.aliases():
+        state = _state(entries)
+        if state is not None and state != self.aliases():
             raise ModelError(
                 f"{self.folder / ALIASES} is not what {self.folder / HISTORY} comes to: one of "
-                "them was changed by hand; name the champion that you want with `triage models "
-                "promote`, which mends it"
+                "them was changed by hand, or a command was broken off; starting `triage serve` "
+                "follows the history"
             )
         return entries
 
