@@ -419,7 +419,8 @@ class Registry:
             It is not approved, or damaged.
         """
         self.version(version)
-        if version != self.aliases().get(CHAMPION) and not self.approved(version):
+        champion = self.aliases().get(CHAMPION)
+        if version != champion and not self.approved(version):
             raise ModelError(
                 f"{version} is not approved to follow the present champion: `triage models "
                 f"approve {version}`"
@@ -428,6 +429,8 @@ class Registry:
         def after(before: dict[str, str]) -> dict[str, str]:
             if before.get(CHAMPION) == version:
                 return before
+            if before.get(CHAMPION) != champion:
+                raise ModelError(_OVERTAKEN)
             kept = {a: v for a, v in before.items() if not (a in _CANDIDATES and v == version)}
             return {**kept, CHAMPION: version, PREVIOUS: before[CHAMPION]}
 
@@ -451,7 +454,7 @@ class Registry:
         def after(before: dict[str, str]) -> dict[str, str]:
             champion = before.get(PREVIOUS)
             if champion != earlier:
-                raise ModelError("another command moved the champion just now: look, and try again")
+                raise ModelError(_OVERTAKEN)
             kept = {a: v for a, v in before.items() if a != PREVIOUS}
             entries = Ledger(self.folder / HISTORY).entries()
             still = _champions(entries)[:-2]
@@ -514,6 +517,7 @@ class Registry:
 
 _MOVES = {"FOUND", "NAMED", "PROMOTED", "ROLLED_BACK"}
 _CANDIDATES = {CHALLENGER, SHADOW}
+_OVERTAKEN = "another command moved the champion just now: look, and try again"
 
 
 def _state(entries: Sequence[Entry]) -> dict[str, str] | None:
