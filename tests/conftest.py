@@ -1,6 +1,8 @@
 """Fixtures: databases, homes and running services, all of them real."""
 
 import os
+import random
+import re
 import shutil
 import signal
 import socket
@@ -9,10 +11,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import data_store
 import psycopg
+import pydicom.data
 import pytest
 
 from triage.errors import TriageError
@@ -23,12 +28,38 @@ from triage.worklist.schema import migrate, open_engine
 ROOT = Path(__file__).parent.parent
 SAMPLES = ROOT / "sample_dicom"
 
+PYDICOM_DATA = Path(data_store.__file__).parent / "data"
+"""The files of the package pydicom-data; RG1 and RG3 are computed radiographs."""
+
+
+def pydicom_files() -> list[Path]:
+    """Every file of pydicom's test set that is installed, DICOM or not.
+
+    pydicom's own function for this looks in the network for more.
+    """
+    folders = (Path(pydicom.data.__file__).parent, PYDICOM_DATA)
+    return sorted(path for folder in folders for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _programs_of_the_system() -> None:
+    """`storescu` is DCMTK's: in an activated environment it would be pynetdicom's."""
+    own = str(Path(sys.executable).parent)
+    folders = os.environ["PATH"].split(os.pathsep)
+    os.environ["PATH"] = os.pathsep.join(folder for folder in folders if folder != own)
+
 
 def free_port() -> int:
-    """A TCP port on loopback that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port on loopback that nobody listens on.
+
+    Below the ports that the system hands out by itself, which another process might get
+    before whoever asked here listens.
+    """
+    while True:
+        port = random.randint(15_000, 31_999)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def wait_for(what: Callable[[], object], seconds: float = 30.0) -> None:
@@ -47,6 +78,7 @@ class Service:
     home: Path
     port: int
     settings: Mapping[str, str] = field(default_factory=dict)
+    web_port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -57,6 +89,7 @@ class Service:
             **inherited,
             "TRIAGE_HOME": str(self.home),
             "TRIAGE_DICOM_PORT": str(self.port),
+            "TRIAGE_WEB_PORT": str(self.web_port),
             "TRIAGE_LOG_FORMAT": "json",
             **self.settings,
         }
@@ -82,7 +115,7 @@ class Service:
                 stderr=log,
             )
         if wait:
-            wait_for(self.answers)
+            wait_for(self.answers, seconds=90)
 
     def answers(self) -> bool:
         """Whether the receiver answers C-ECHO."""
@@ -94,6 +127,25 @@ class Service:
         except (TriageError, OSError):
             return False
         return True
+
+    @property
+    def page(self) -> str:
+        """Where its page is."""
+        return f"http://127.0.0.1:{self.web_port}"
+
+    def shows_page(self) -> bool:
+        """Whether the page is served."""
+        try:
+            with socket.create_connection(("127.0.0.1", self.web_port), timeout=2.0):
+                return True
+        except OSError:
+            return False
+
+    def one_time_password(self) -> str:
+        """Of the first operator, as the first start has shown it."""
+        found = re.search(r"one-time password (\S+) ", self.log.read_text())
+        assert found is not None
+        return found.group(1)
 
     def part(self, role: str) -> int:
         """The process id of a running part."""

@@ -16,9 +16,8 @@ from pathlib import Path
 
 import click
 
-from tests.builders import picture, radiograph, save
 from tests.conftest import Service, free_port, wait_for
-from tests.integration.test_promotion import command, scores
+from tests.integration.test_promotion import command, copies, scores
 from tests.versions import THRESHOLD, another
 from triage.registry import Registry
 from triage.send import send
@@ -29,9 +28,8 @@ from triage.send import send
 def main(exams: int) -> None:
     """Print what was found."""
     with tempfile.TemporaryDirectory() as folder:
-        shown = picture(1, 256, 256)
         (Path(folder) / "exams").mkdir()
-        files = [save(radiograph(shown), Path(folder) / "exams" / f"{n}.dcm") for n in range(exams)]
+        files = copies(exams, Path(folder) / "exams")
         service = Service(Path(folder) / "home", free_port())
         service.start()
         second = subprocess.Popen(

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from pydicom.uid import generate_uid
 
-from tests.builders import picture, radiograph, save
+from tests.builders import chest_radiograph, save
 from tests.conftest import Service, wait_for
 from tests.versions import THRESHOLD, another
 from training.versions import seal
@@ -40,13 +41,22 @@ def scores(service: Service) -> list[tuple[str, str, float]]:
         connection.close()
 
 
+def copies(number: int, folder: Path) -> list[Path]:
+    """So many radiographs that differ in their UIDs alone."""
+    made = chest_radiograph(shape=(560, 464))
+    files = []
+    for index in range(number):
+        for keyword in ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"):
+            setattr(made, keyword, generate_uid())
+        files.append(save(made, folder / f"{index:04}.dcm"))
+    return files
+
+
 @pytest.fixture
 def exams(tmp_path: Path) -> list[Path]:
     """Sixty radiographs."""
-    folder = tmp_path / "exams"
-    folder.mkdir()
-    shown = picture(1, 512, 512)
-    return [save(radiograph(shown), folder / f"{n:02}.dcm") for n in range(60)]
+    (tmp_path / "exams").mkdir()
+    return copies(60, tmp_path / "exams")
 
 
 @pytest.fixture
