@@ -1,5 +1,6 @@
 """The ``python -m training`` commands."""
 
+import datetime as dt
 import os
 import sys
 from pathlib import Path
@@ -7,9 +8,11 @@ from pathlib import Path
 import click
 
 from triage.cli import run_command
+from triage.config import Config
+from triage.registry import Registry
 
 
-@click.group(help="Train model versions for cxr-triage.")
+@click.group(help="Train, compare and publish model versions for cxr-triage.")
 def main() -> None:
     """Group of commands."""
 
@@ -118,6 +121,115 @@ def novelty(data: Path, out: Path, model: Path | None, seed: int) -> None:
         click.echo(f"{description['version']} is in {out}")
         for code, count in description["pictures"]["said_of_held_out"].items():
             click.echo(f"  {code:18} {count} of {description['pictures']['held_out']} held out")
+
+
+@main.command()
+@click.option("--challenger", required=True, help="A model version of the registry.")
+@click.option(
+    "--exam",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder with NORMAL and PNEUMONIA: cases of this site that no training has seen.",
+)
+@click.option(
+    "--reference",
+    type=click.Path(path_type=Path),
+    help="Such a folder of held-out cases of the base data.",
+)
+@click.option(
+    "--trained-on",
+    type=click.Path(path_type=Path),
+    help="Folder that the challenger was trained from: no patient may be in it and in an exam.",
+)
+@click.option(
+    "--trained-elsewhere", is_flag=True, help="It came from another site; there is no folder."
+)
+@click.option(
+    "--locked",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File with a case a line, as named in the folders: none of them may be lost.",
+)
+@click.option(
+    "--policy", type=click.Path(path_type=Path, dir_okay=False), help="TOML; see docs/gate.md."
+)
+def gate(
+    challenger: str,
+    exam: Path,
+    reference: Path | None,
+    trained_on: Path | None,
+    locked: Path | None,
+    policy: Path | None,
+    *,
+    trained_elsewhere: bool,
+) -> None:
+    """Compare a challenger with the champion and store the decision with it."""
+    if (trained_on is None) != trained_elsewhere:
+        raise click.UsageError("give either --trained-on or --trained-elsewhere")
+    from training.exam import run_gate
+    from training.gate import Policy
+
+    config = Config.read(os.environ, Path.cwd())
+    stored = run_gate(
+        Registry(config.models_folder),
+        challenger,
+        exam,
+        reference,
+        trained_on,
+        locked,
+        Policy() if policy is None else Policy.read(policy),
+    )
+    for rule in stored.content["rules"]:
+        click.echo(f"{rule['verdict']:10}  {rule['name']:32}  {rule['reason']}")
+    click.echo(f"{stored.outcome}: {stored.path.with_suffix('.html')}")
+
+
+@main.group()
+def fleet() -> None:
+    """Publish model versions to many sites, as files for a web server."""
+
+
+REPOSITORY = click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+KEYS = click.option(
+    "--keys",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    help="Folder of the keys that sign it; never on the web server.",
+)
+
+
+@fleet.command("init")
+@REPOSITORY
+@KEYS
+def fleet_init(folder: Path, keys: Path) -> None:
+    """Make keys and an empty repository."""
+    from training.fleet import Fleet
+
+    root = Fleet(folder, keys).create(dt.datetime.now(dt.UTC))
+    click.echo(f"Hand {root} to each site, for TRIAGE_FLEET_ROOT; put root.pem into a safe")
+
+
+@fleet.command("publish")
+@REPOSITORY
+@click.argument("bundle", type=click.Path(path_type=Path, dir_okay=False, exists=True))
+@KEYS
+@click.option("--ring", type=click.IntRange(0, 9), required=True, help="0 first.")
+def fleet_publish(folder: Path, bundle: Path, keys: Path, ring: int) -> None:
+    """Release a bundle to a ring of sites."""
+    from training.fleet import Fleet
+
+    Fleet(folder, keys).publish(bundle, ring, dt.datetime.now(dt.UTC))
+    click.echo(f"ring {ring} gets {bundle}")
+
+
+@fleet.command("refresh")
+@REPOSITORY
+@KEYS
+def fleet_refresh(folder: Path, keys: Path) -> None:
+    """Say that the state is still the newest. Run it daily."""
+    from training.fleet import Fleet
+
+    until = Fleet(folder, keys).refresh(dt.datetime.now(dt.UTC))
+    click.echo(f"believed until {until:%Y-%m-%d %H:%M} UTC")
 
 
 def run() -> None:

@@ -22,7 +22,7 @@ from triage.config import (
     WebhookDestination,
     without_password,
 )
-from triage.errors import ServiceError
+from triage.errors import ConfigError, ModelError, ServiceError
 from triage.registry import CHAMPION, DESCRIPTION, ModelVersion, Registry
 from triage.scoring import Scorer
 from triage.spool import Spool
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from pydicom.uid import UID
     from structlog.types import Processor
 
+    from triage.bundles import Keys
     from triage.quality import Quality
     from triage.scp import Door
     from triage.sinks import Sink
@@ -104,6 +105,7 @@ def prepare(config: Config) -> None:
     _make_home(config)
     _migrate(config)
     registry = Registry(config.models_folder)
+    registry.settle()
     # Every process of a node may come here at once; one at a time adds and names.
     with _lock(config.locks_folder / "models.lock", wait=True):
         bundled = [registry.add(file.parent) for file in sorted(BUNDLED.glob(f"*/{DESCRIPTION}"))]
@@ -155,6 +157,59 @@ def migrate_worklist(config: Config) -> str:
 def registry(config: Config) -> Registry:
     """The model registry of an installation."""
     return Registry(config.models_folder)
+
+
+def keys(config: Config) -> "Keys":
+    """The keys of an installation."""
+    from triage.bundles import Keys
+
+    return Keys(config.keys_folder)
+
+
+def promote(config: Config, version: str, who: str, why: str) -> None:
+    """Make an approved version the champion, once it was seen to run here.
+
+    Raises
+    ------
+    ModelError
+        It is not approved, damaged, or cannot score on this machine.
+    """
+    models = registry(config)
+    _network(models.version(version))
+    models.promote(version, who=who, why=why)
+
+
+def rollback(config: Config, who: str, why: str) -> str:
+    """Return to the champion before this one; its version."""
+    return registry(config).rollback(who=who, why=why)
+
+
+def pull(config: Config, who: str, *, other_population: bool) -> ModelVersion | None:
+    """Enter what the fleet has released for our ring; None if there is nothing new.
+
+    Raises
+    ------
+    TriageError
+        No fleet is configured, it is not to be believed, or what it has does not fit here.
+    """
+    from triage.bundles import enter
+    from triage.updates import forget
+    from triage.updates import pull as fetch
+
+    if config.fleet_root is None:
+        raise ConfigError("no fleet is configured: set TRIAGE_FLEET_URL and TRIAGE_FLEET_ROOT")
+    _make_home(config)
+    with _lock(config.locks_folder / "fleet.lock", wait=True):
+        bundle = fetch(config.fleet_url, config.fleet_root, config.fleet_ring, config.fleet_folder)
+        if bundle is None:
+            return None
+        try:
+            return enter(
+                registry(config), bundle, keys(config), who, other_population=other_population
+            )
+        except ModelError:
+            forget(bundle)
+            raise
 
 
 def receive(config: Config, stop: threading.Event) -> None:

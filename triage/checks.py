@@ -115,7 +115,9 @@ def _queue(config: Config) -> str:
 
 
 def _model(config: Config) -> str:
-    model = Registry(config.models_folder).champion()
+    registry = Registry(config.models_folder)
+    registry.history()
+    model = registry.champion()
     network = Network(model)
     began = time.perf_counter()
     try:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
+    from triage.registry import ModelVersion
     from triage.worklist import WorklistItem
     from triage.worklist.accounts import Role
 
@@ -523,18 +524,288 @@ def models_list(config: Config, *, as_json: bool) -> None:
         return
     table = _new_table("Version", "Alias", "Made", "Threshold", "AUC (95% interval)", "Population")
     for model in versions:
-        auc = model.description["metrics"]["held_out"]["auc"]
+        auc = _held_out(model).get("auc")
         table.add_row(
             model.version,
             ", ".join(named[model.version]),
             model.description["created_at"][:10],
             f"{model.threshold:.3f}",
-            f"{auc['value']:.3f} ({auc['low']:.3f} to {auc['high']:.3f})",
+            _figure(auc) if auc else "",
             model.population.description,
         )
     _print(table)
     if not versions:
         click.echo("No models yet: `triage serve` enters the bundled one.")
+
+
+@models.command("show")
+@click.argument("version")
+@click.option("--json", "as_json", is_flag=True)
+@click.pass_obj
+def models_show(config: Config, version: str, *, as_json: bool) -> None:
+    """Show what is stated about a version: card, lineage, decisions, approval."""
+    from triage import app
+    from triage.registry import CHAMPION
+
+    registry = app.registry(config)
+    model = registry.version(version)
+    decisions = registry.decisions(version)
+    names = [alias for alias, named in registry.aliases().items() if named == version]
+    if as_json:
+        told = [
+            {"at": d.at, "champion": d.champion, "outcome": d.outcome, "path": str(d.path)}
+            for d in decisions
+        ]
+        content = {"aliases": names, **model.description, "decisions": told}
+        click.echo(json.dumps(content, indent=2))
+        return
+    card = model.description
+    ages = model.population.age_years
+    facts = {
+        "version": model.version,
+        "aliases": ", ".join(names) or "none",
+        "made": card["created_at"],
+        "architecture": card.get("architecture", ""),
+        "parent": card.get("parent") or "none",
+        "snapshot": card.get("data", {}).get("snapshot", ""),
+        "data": card.get("data", {}).get("name", ""),
+        "attribution": card.get("data", {}).get("attribution", ""),
+        "population": model.population.description,
+        "ages": f"{ages[0]} to {ages[1]} years" if ages else "not stated",
+        "views": ", ".join(model.population.views) or "not stated",
+        "threshold": f"{model.threshold:.6f} ({card.get('threshold_rule', '')})",
+        "pixels": model.pixel_fingerprint,
+        "device UID": card.get("device_uid", ""),
+        **{name: _figure(figure) for name, figure in _held_out(model).items()},
+    }
+    for name, fact in facts.items():
+        click.echo(f"{name:20} {_printable(str(fact))}".rstrip())
+    for name, digest in card["files"].items():
+        click.echo(f"{'file':20} {name} sha256:{digest}")
+    for decision in decisions:
+        report = decision.path.with_suffix(".html")
+        against = f"against {decision.champion}"
+        click.echo(f"{'decision':20} {decision.at} {decision.outcome} {against}; see {report}")
+    if CHAMPION not in names:
+        click.echo(f"{'approved':20} {'yes' if registry.approved(version) else 'no'}")
+    click.echo("A triage aid, not a diagnosis.")
+
+
+@models.command("compare")
+@click.argument("first")
+@click.argument("second")
+@click.pass_obj
+def models_compare(config: Config, first: str, second: str) -> None:
+    """Show two versions side by side. Only the gate compares them on the same cases."""
+    from triage import app
+
+    registry = app.registry(config)
+    both = [registry.version(version) for version in (first, second)]
+    table = _new_table("", first, second)
+    facts: dict[str, list[str]] = {
+        "made": [model.description["created_at"][:10] for model in both],
+        "parent": [str(model.description.get("parent") or "none") for model in both],
+        "snapshot": [
+            str(model.description.get("data", {}).get("snapshot", ""))[:19] for model in both
+        ],
+        "threshold": [f"{model.threshold:.4f}" for model in both],
+        "population": [model.population.description for model in both],
+    }
+    figures = [_held_out(model) for model in both]
+    for name in dict.fromkeys([*figures[0], *figures[1]]):
+        facts[name] = [_figure(of[name]) if name in of else "" for of in figures]
+    for name, cells in facts.items():
+        table.add_row(name, *map(_printable, cells))
+    _print(table)
+    if facts["snapshot"][0] != facts["snapshot"][1]:
+        click.echo("Their figures are of different cases: they cannot be held against each other.")
+    for challenger, champion in ((second, first), (first, second)):
+        for decision in registry.decisions(challenger):
+            if decision.champion == champion:
+                click.echo(
+                    f"The gate on {challenger} against {champion}: {decision.outcome}; see "
+                    f"{decision.path.with_suffix('.html')}"
+                )
+
+
+@models.command("approve")
+@click.argument("version")
+@click.option("--why", default="", help="For the history; needed with --force.")
+@click.option("--force", is_flag=True, help="Though the gate has not proven it.")
+@click.pass_obj
+def models_approve(config: Config, version: str, why: str, *, force: bool) -> None:
+    """Let a proven challenger become champion. `promote` then makes it one."""
+    from triage import app
+
+    app.registry(config).approve(version, who=_who(), why=why, force=force)
+    if force:
+        click.echo("Approved without a proof: its scores may be worse than the champion's.")
+    click.echo(f"{version} is approved; `triage models promote {version}` lets it score")
+
+
+@models.command("promote")
+@click.argument("version")
+@click.option("--why", default="", help="For the history.")
+@click.pass_obj
+def models_promote(config: Config, version: str, why: str) -> None:
+    """Make an approved version the champion. Running workers follow at their next exam."""
+    from triage import app
+
+    app.promote(config, version, _who(), why)
+    click.echo(f"{version} scores from now on; `triage models rollback` goes back")
+
+
+@models.command("rollback")
+@click.option("--why", default="", help="For the history.")
+@click.pass_obj
+def models_rollback(config: Config, why: str) -> None:
+    """Return to the champion before this one, with its threshold."""
+    from triage import app
+
+    click.echo(f"{app.rollback(config, _who(), why)} scores again from now on")
+
+
+@models.command("history")
+@click.option("--json", "as_json", is_flag=True, help="JSON lines, oldest first.")
+@click.pass_obj
+def models_history(config: Config, *, as_json: bool) -> None:
+    """Show who moved which alias, when and why; verifies the history, exit status 1 if broken."""
+    from triage import app
+
+    entries = app.registry(config).history()
+    if as_json:
+        for entry in entries:
+            click.echo(json.dumps(entry.as_json(), sort_keys=True))
+        return
+    table = _new_table("Number", "When", "Who", "What", "Version", "Why")
+    for entry in entries:
+        table.add_row(
+            str(entry.number),
+            entry.at[:19],
+            _printable(entry.who),
+            " ".join(filter(None, (entry.action, str(entry.detail.get("outcome") or "")))),
+            str(entry.detail.get("version", "")),
+            _printable(str(entry.detail.get("why", ""))),
+        )
+    _print(table)
+    if not entries:
+        click.echo("No history yet.")
+
+
+@models.command("export")
+@click.argument("version")
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.pass_obj
+def models_export(config: Config, version: str, file: Path) -> None:
+    """Write a version as a signed bundle for other sites."""
+    from triage import app
+    from triage.bundles import export
+
+    export(app.registry(config), version, file, app.keys(config), config.organization)
+    click.echo(f"{file} holds {version}")
+
+
+OTHER_POPULATION = "Take it though it was made for others than the champion."
+
+
+@models.command("import")
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--other-population", is_flag=True, help=OTHER_POPULATION)
+@click.pass_obj
+def models_import(config: Config, file: Path, *, other_population: bool) -> None:
+    """Verify a bundle and enter its version as the challenger."""
+    from triage import app
+    from triage.bundles import enter
+
+    model = enter(
+        app.registry(config), file, app.keys(config), _who(), other_population=other_population
+    )
+    click.echo(f"{model.version} is the challenger; the gate decides on it with cases of this site")
+
+
+@models.command("pull")
+@click.option("--other-population", is_flag=True, help=OTHER_POPULATION)
+@click.pass_obj
+def models_pull(config: Config, *, other_population: bool) -> None:
+    """Enter what the fleet has released for our ring as the challenger."""
+    from triage import app
+
+    model = app.pull(config, _who(), other_population=other_population)
+    if model is None:
+        click.echo("nothing new")
+        return
+    click.echo(f"{model.version} is the challenger; the gate decides on it with cases of this site")
+
+
+@models.group("keys")
+def models_keys() -> None:
+    """Whose bundles are believed, and the key that signs ours."""
+
+
+@models_keys.command("new")
+@click.pass_obj
+def keys_new(config: Config) -> None:
+    """Make the key that signs our bundles, and print its public key."""
+    from triage import app
+
+    click.echo(app.keys(config).create(), nl=False)
+
+
+@models_keys.command("public")
+@click.pass_obj
+def keys_public(config: Config) -> None:
+    """Print the public key that other sites must trust to import our bundles."""
+    from triage import app
+    from triage.bundles import as_pem
+
+    click.echo(as_pem(app.keys(config).signing().public_key()), nl=False)
+
+
+@models_keys.command("trust")
+@click.argument("name")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.pass_obj
+def keys_trust(config: Config, name: str, file: Path) -> None:
+    """Believe bundles that are signed with a public key."""
+    from triage import app
+
+    key = app.keys(config).trust(name, file.read_bytes())
+    app.registry(config).note(_who(), "TRUSTED", {"key": key.identifier, "key_name": name})
+    click.echo(f"{name} is trusted; compare with its owner: {key.identifier}")
+
+
+@models_keys.command("distrust")
+@click.argument("name")
+@click.pass_obj
+def keys_distrust(config: Config, name: str) -> None:
+    """Believe a key no longer. Versions that it brought stay."""
+    from triage import app
+
+    app.keys(config).distrust(name)
+    app.registry(config).note(_who(), "DISTRUSTED", {"key_name": name})
+    click.echo(f"{name} is no longer trusted")
+
+
+@models_keys.command("list")
+@click.pass_obj
+def keys_list(config: Config) -> None:
+    """List the trusted keys."""
+    from triage import app
+
+    keys = app.keys(config).trusted()
+    for key in keys:
+        click.echo(f"{key.identifier}  {key.name}")
+    if not keys:
+        click.echo("No key is trusted: `triage models keys trust NAME FILE`.")
+
+
+def _held_out(model: "ModelVersion") -> dict[str, dict[str, float]]:
+    """A version's own figures, by name."""
+    return dict(model.description.get("metrics", {}).get("held_out", {}))
+
+
+def _figure(figure: dict[str, float]) -> str:
+    return f"{figure['value']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"
 
 
 @main.command()

@@ -391,6 +391,17 @@ class Config(BaseModel):
         allow_inf_nan=False,
         description="The pause after a first failed attempt; it doubles, up to 15 minutes.",
     )
+    fleet_url: Annotated[str, AfterValidator(lambda value: _url(value) if value else value)] = (
+        Field(
+            default="", description="Repository of model versions that `triage models pull` asks."
+        )
+    )
+    fleet_root: OptionalPath = Field(
+        default=None, description="The root.json that the fleet's administrator handed over."
+    )
+    fleet_ring: int = Field(
+        default=1, ge=0, le=9, description="Ring 0 gets new model versions first, then ring 1."
+    )
 
     @model_validator(mode="after")
     def _fit_together(self) -> "Config":
@@ -405,6 +416,8 @@ class Config(BaseModel):
             )
         if certificate and self.dicom_port == self.tls_port:
             raise ValueError("dicom_port and tls_port are the same: TLS needs a port of its own")
+        if bool(self.fleet_url) != (self.fleet_root is not None):
+            raise ValueError("fleet_url and fleet_root belong together: set both or none")
         if self.max_arriving_mb < self.max_object_mb:
             raise ValueError("max_arriving_mb is less than max_object_mb")
         self._web_fits_together()
@@ -485,6 +498,16 @@ class Config(BaseModel):
     def models_folder(self) -> Path:
         """Where model versions are."""
         return self.home / "models"
+
+    @property
+    def keys_folder(self) -> Path:
+        """Where the key that signs bundles is, and those that are trusted."""
+        return self.home / "keys"
+
+    @property
+    def fleet_folder(self) -> Path:
+        """What was seen of the fleet's repository."""
+        return self.home / "fleet"
 
     @property
     def locks_folder(self) -> Path:

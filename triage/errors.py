@@ -4,6 +4,8 @@
     |-- ConfigError                 a setting is unknown or has a bad value
     |-- PixelsError                 a picture cannot become an array; carries a reason code
     |-- ModelError                  a model version is missing, damaged or does not fit
+    |   |-- BundleError             a bundle of a version from elsewhere is not to be believed
+    |   `-- FleetError              the fleet's repository is not to be believed, or out of reach
     |-- SpoolError                  an instance file cannot be kept or read
     |-- WorklistError               the database cannot do what was asked
     |   |-- SchemaError             the database's schema is not this program's
@@ -65,6 +67,14 @@ class PixelsError(TriageError):
 
 class ModelError(TriageError):
     """A model version is missing, damaged, or made for other arrays than ours."""
+
+
+class BundleError(ModelError):
+    """A model version that came from elsewhere is not believed, or cannot be sent there."""
+
+
+class FleetError(ModelError):
+    """The fleet's repository cannot be reached, or what it says is not to be believed."""
 
 
 class SpoolError(TriageError):

@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -18,9 +19,11 @@ from pydicom.uid import generate_uid
 
 from tests.builders import chest_radiograph, encoded, picture, radiograph, save
 from tests.conftest import ROOT, SAMPLES, Service, free_port, wait_for
+from tests.versions import another
 from triage.cli import main
 from triage.config import Config
 from triage.identity import Instance
+from triage.registry import Registry
 from triage.worklist import Arrival, State
 
 PROMISED_KEYS = {
@@ -531,3 +534,52 @@ def test_a_pipe_that_is_closed_early_gives_no_traceback(served: Service) -> None
     process.wait(30)
     assert b"Traceback" not in error
     assert b"internal error" not in error
+
+
+# The way of a model version
+
+
+def test_models_travel_and_are_promoted_by_commands(served: Service, tmp_path: Path) -> None:
+    """Keys, export, import, show, compare, approve, promote, rollback, history."""
+    other = Service(tmp_path / "other", free_port())
+    shutil.copytree(served.home / "models", other.home / "models")
+    champion = json.loads((served.home / "models" / "aliases.json").read_text())["champion"]
+    (other.home / "models" / "history.jsonl").unlink()
+    assert "No history" in works(other, "models", "history")
+    assert "triage models keys new" in fails(other, 1, "models", "export", champion, "x.bundle")
+    public = tmp_path / "other.pub"
+    public.write_text(works(other, "models", "keys", "new"))
+    assert works(other, "models", "keys", "public") == public.read_text()
+    made = another(tmp_path / "another").folder
+    version = Registry(other.home / "models").add(made).version
+    bundle = str(tmp_path / "net.bundle")
+    assert version in works(other, "models", "export", version, bundle)
+
+    assert "not trusted here" in fails(served, 1, "models", "import", bundle)
+    assert "No key" in works(served, "models", "keys", "list")
+    told = works(served, "models", "keys", "trust", "other", str(public))
+    assert works(served, "models", "keys", "list").split()[0] in told
+    assert f"{version} is the challenger" in works(served, "models", "import", bundle)
+    shown = works(served, "models", "show", version)
+    for word in ("challenger", champion, "parent", "threshold", "approved             no"):
+        assert word in shown
+    assert json.loads(works(served, "models", "show", version, "--json"))["version"] == version
+    assert "0.1235" in works(served, "models", "compare", champion, version)
+    assert "has not compared" in fails(served, 1, "models", "approve", version)
+    assert "--why" in fails(served, 1, "models", "approve", version, "--force")
+    assert "not approved" in fails(served, 1, "models", "promote", version)
+    works(served, "models", "approve", version, "--force", "--why", "a test")
+    works(served, "models", "promote", version)
+    assert "previous" in works(served, "models", "show", champion)
+    assert f"{champion} scores again" in works(served, "models", "rollback")
+    assert "no champion before" in fails(served, 1, "models", "rollback")
+    lines = works(served, "models", "history", "--json").splitlines()
+    actions = [json.loads(line)["action"] for line in lines]
+    assert actions == [
+        "NAMED", "TRUSTED", "IMPORTED", "NAMED", "APPROVED", "PROMOTED", "ROLLED_BACK",
+    ]  # fmt: skip
+    assert "ROLLED_BACK" in works(served, "models", "history")
+    works(served, "models", "keys", "distrust", "other")
+    assert "not trusted here" in fails(served, 1, "models", "import", bundle)
+    assert "TRIAGE_FLEET_URL" in fails(served, 2, "models", "pull")
+    assert "nothing" in fails(served, 1, "models", "show", "nothing")
