@@ -14,6 +14,7 @@ without which no array may be scored.
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -29,7 +30,7 @@ from pydicom.pixels.utils import pixel_array
 from pydicom.uid import UID, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLosslessSV1
 
 from triage.errors import PixelsError
-from triage.identity import value_of
+from triage.identity import numbers, value_of
 from triage.shutters import Mask, declared, margins
 
 SIDE = 256
@@ -137,6 +138,8 @@ class Viewing:
     offset, scale : float
         A value is ``offset + scale * value`` in units of the modality, in which windows are
         told to people. Through a VOI LUT or a sigmoid, those of its output.
+    aspect : float
+        The height of a pixel over its width; 1 for nearly all.
     """
 
     values: npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
@@ -144,6 +147,7 @@ class Viewing:
     white: float
     offset: float
     scale: float
+    aspect: float = 1.0
 
 
 def viewing(dataset: Dataset) -> Viewing:
@@ -192,7 +196,7 @@ def viewing(dataset: Dataset) -> Viewing:
     values = shades.astype(np.uint8 if top <= 255 else np.uint16)[places]
     if visible is not None:
         values[~visible] = 0
-    return Viewing(values, black, max(white, black + 1.0), offset, scale)
+    return Viewing(values, black, max(white, black + 1.0), offset, scale, _aspect(dataset))
 
 
 def normalize_file(path: Path) -> Array:
@@ -317,6 +321,16 @@ def _voi(
         return np.where(values > center - 0.5, 1.0, 0.0)
     notes.append("VOI_INVALID")
     return values
+
+
+def _aspect(dataset: Dataset) -> float:
+    """Of a pixel, vertical over horizontal (PS3.3 C.7.6.3.1.7, 10.7.1.3)."""
+    for keyword in ("PixelSpacing", "ImagerPixelSpacing", "PixelAspectRatio"):
+        with suppress(ValueError):
+            down, across = numbers(dataset, keyword, count=2)
+            if down > 0 and across > 0 and 0.1 < down / across < 10:
+                return down / across
+    return 1.0
 
 
 def _window(dataset: Dataset) -> tuple[float, float] | None:

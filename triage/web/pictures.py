@@ -24,7 +24,7 @@ from triage.spool import Spool
 
 DESCRIPTION = "X-Picture"
 """The header that describes the bytes: JSON with ``rows``, ``columns``, ``bytes`` (of a
-pixel), ``black`` and ``white`` (the default window), ``offset`` and ``scale``, as
+pixel), ``black`` and ``white`` (the default window), ``offset``, ``scale`` and ``aspect``, as
 :class:`triage.pixels.Viewing` has them."""
 
 HEAT_SIDE = 512
@@ -104,6 +104,7 @@ class Pictures:
             "white": round(view.white, 4),
             "offset": view.offset,
             "scale": view.scale,
+            "aspect": view.aspect,
         }
         little = view.values.astype(view.values.dtype.newbyteorder("<"), copy=False)
         return Sent(json.dumps(description), np.ascontiguousarray(little).tobytes())
