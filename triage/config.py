@@ -180,9 +180,7 @@ class RoleOf:
         """From ``GROUP=ROLE``; a group's name may hold ``=``, too."""
         group, _, role = (part.strip() for part in text.rpartition("="))
         if not group or role not in {"viewer", "reader", "operator"}:
-            raise ValueError(
-                f"{text.strip()!r}: write GROUP=viewer, GROUP=reader or GROUP=operator"
-            )
+            raise ValueError(f"{text.strip()!r}: write GROUP=ROLE; roles: viewer, reader, operator")
         return cls(group, role)
 
     def __str__(self) -> str:

@@ -304,16 +304,16 @@ def test_the_first_operator_must_choose_a_password_before_anything_else(
         answer = visitor.get("/api/v1/openapi.json")
         assert (answer.status_code, answer.json()["status"]) == (403, 403)
         form = {"csrf_token": visitor.form_token("/account"), "old": once}
-        for new, again, status in (
-            ("short", "short", 409), ("x" * 20, "x" * 20, 409), (PASSWORD, "another", 422),
-            ("operator operator", "operator operator", 409), (once, once, 409), ("", "", 409),
+        for new, again in (
+            ("short", "short"), ("x" * 20, "x" * 20), (PASSWORD, "another"), ("", ""),
+            ("operator operator", "operator operator"), (once, once),
         ):  # fmt: skip
             answer = visitor.post("/account/password", data={**form, "new": new, "again": again})
-            assert answer.status_code == status
+            assert answer.status_code == 422
             assert 'role="alert"' in answer.text
             assert visitor.get("/").headers["location"] == "/account"
         wrong = {**form, "old": "not it", "new": PASSWORD, "again": PASSWORD}
-        assert visitor.post("/account/password", data=wrong).status_code == 401
+        assert visitor.post("/account/password", data=wrong).status_code == 422
         right = {**form, "new": PASSWORD, "again": PASSWORD}
         assert visitor.post("/account/password", data=right).headers["location"] == "/"
         assert visitor.cookies["triage"] != before

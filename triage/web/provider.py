@@ -9,10 +9,11 @@ import json
 import ssl
 import threading
 import time
+from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import quote_plus, urlencode, urlsplit
 
 from triage.config import Config
 from triage.errors import ProviderFailed, ServiceError, SignInRefused
@@ -20,8 +21,8 @@ from triage.worklist.accounts import Identity, Role
 from triage.worklist.sessions import Flow, new_token
 
 if TYPE_CHECKING:
-    from authlib.integrations.requests_client import OAuth2Session
     from joserfc.jwk import KeySet
+    from urllib3 import PoolManager
 
 ANSWER = "/sign-in/provider/answer"
 """Where the provider sends the browser back to: the redirect URI to register there."""
@@ -83,7 +84,7 @@ class Provider:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._secret = _secret(config)
-        self._verify = _authority(config)
+        self._http = _http(config)
         self._lock = threading.Lock()
         self._metadata: dict[str, Any] = {}
         self._keys: KeySet | None = None
@@ -102,15 +103,22 @@ class Provider:
         ProviderFailed
             The provider cannot be asked.
         """
+        from authlib.oauth2.rfc6749.parameters import prepare_grant_uri
+        from authlib.oauth2.rfc7636 import create_s256_code_challenge
+
         metadata, _ = self._published()
         state, flow = new_token(), Flow(new_token(), new_token(), destination)
-        with self._client() as client:
-            url, _ = client.create_authorization_url(
-                metadata["authorization_endpoint"],
-                state=state,
-                code_verifier=flow.verifier,
-                nonce=flow.nonce,
-            )
+        url = prepare_grant_uri(
+            metadata["authorization_endpoint"],
+            client_id=self._config.oidc_client_id,
+            response_type="code",
+            redirect_uri=self.redirect_uri,
+            scope=SCOPE,
+            state=state,
+            nonce=flow.nonce,
+            code_challenge=create_s256_code_challenge(flow.verifier),
+            code_challenge_method="S256",
+        )
         return Departure(url, state, flow)
 
     def arrive(self, answer: Mapping[str, str], flow: Flow) -> Identity:
@@ -143,28 +151,32 @@ class Provider:
         return self._identity(claims, token, metadata)
 
     def _redeem(self, metadata: Mapping[str, Any], code: str, flow: Flow) -> dict[str, Any]:
-        from authlib.common.errors import AuthlibBaseError
-        from requests import RequestException
-
+        """The tokens for a code (OpenID Connect Core 3.1.3.1)."""
         if not code:
             raise SignInRefused("the identity provider's answer has no code")
-        try:
-            with self._client(metadata) as client:
-                token: dict[str, Any] = client.fetch_token(
-                    metadata["token_endpoint"],
-                    grant_type="authorization_code",
-                    code=code,
-                    code_verifier=flow.verifier,
-                    timeout=TIMEOUT_SECONDS,
-                    allow_redirects=False,
-                )
-        except AuthlibBaseError as error:
-            why = _printable(str(error.error))
-            raise SignInRefused(
-                f"the identity provider does not take its own code ({why})"
-            ) from error
-        except (RequestException, ValueError) as error:
-            raise _failed("does not give a token", error) from error
+        client_id = self._config.oidc_client_id
+        fields = {
+            "grant_type": "authorization_code",
+            "code": code,
+            "redirect_uri": self.redirect_uri,
+            "code_verifier": flow.verifier,
+        }
+        headers = {"Content-Type": "application/x-www-form-urlencoded"}
+        known = metadata.get("token_endpoint_auth_methods_supported") or ["client_secret_basic"]
+        if not self._secret:
+            fields["client_id"] = client_id
+        elif "client_secret_basic" in known:
+            # RFC 6749 2.3.1: each of the two is encoded like a form's field.
+            pair = f"{quote_plus(client_id)}:{quote_plus(self._secret)}".encode()
+            headers["Authorization"] = f"Basic {b64encode(pair).decode()}"
+        else:
+            fields |= {"client_id": client_id, "client_secret": self._secret}
+        status, token = self._ask(
+            "POST", metadata["token_endpoint"], headers, urlencode(fields).encode()
+        )
+        if status != 200:
+            why = _printable(str(token.get("error", status)))
+            raise SignInRefused(f"the identity provider does not take its own code ({why})")
         if not isinstance(token.get("id_token"), str):
             raise SignInRefused("the identity provider gives no ID token: it must know `openid`")
         return token
@@ -289,49 +301,40 @@ class Provider:
             raise _failed("publishes keys that cannot be read", error) from error
 
     def _get(self, url: str, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
-        """A JSON object from the provider."""
-        import requests
-
-        try:
-            with requests.get(
-                url,
-                headers={"Accept": "application/json", **(headers or {})},
-                timeout=TIMEOUT_SECONDS,
-                verify=self._verify,
-                allow_redirects=False,
-                stream=True,
-            ) as response:
-                content = response.raw.read(LONGEST_ANSWER, decode_content=True)
-                if response.status_code != 200:
-                    raise ProviderFailed(
-                        f"the identity provider answers {response.status_code} at "
-                        f"{urlsplit(url).path}: see its log"
-                    )
-            found = json.loads(content)
-        except (requests.RequestException, OSError, ValueError) as error:
-            raise _failed("cannot be asked", error) from error
-        if not isinstance(found, dict):
-            raise ProviderFailed(f"the identity provider's answer at {url} is not a JSON object")
+        """A JSON object that the provider publishes."""
+        status, found = self._ask("GET", url, headers or {})
+        if status != 200:
+            raise ProviderFailed(
+                f"the identity provider answers {status} at {urlsplit(url).path}: see its log"
+            )
         return found
 
-    def _client(self, metadata: Mapping[str, Any] | None = None) -> "OAuth2Session":
-        from authlib.integrations.requests_client import OAuth2Session
+    def _ask(
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None = None
+    ) -> tuple[int, dict[str, Any]]:
+        """Status and JSON object of the provider's answer; it leads nowhere else."""
+        from urllib3.exceptions import HTTPError
 
-        method = "none"
-        if self._secret:
-            known = (metadata or {}).get("token_endpoint_auth_methods_supported")
-            basic = not known or "client_secret_basic" in known
-            method = "client_secret_basic" if basic else "client_secret_post"
-        client = OAuth2Session(
-            self._config.oidc_client_id,
-            self._secret or None,
-            token_endpoint_auth_method=method,
-            scope=SCOPE,
-            redirect_uri=self.redirect_uri,
-            code_challenge_method="S256",
-        )
-        client.verify = self._verify
-        return client
+        try:
+            response = self._http.request(
+                method,
+                url,
+                body=body,
+                headers={"Accept": "application/json", **headers},
+                redirect=False,
+                preload_content=False,
+            )
+            try:
+                content = response.read(LONGEST_ANSWER, decode_content=True)
+            finally:
+                response.release_conn()
+                response.close()
+            found = json.loads(content)
+        except (HTTPError, OSError, ValueError) as error:
+            raise _failed("cannot be asked", error) from error
+        if not isinstance(found, dict):
+            raise ProviderFailed("the identity provider's answer is not a JSON object")
+        return response.status, found
 
 
 def _secret(config: Config) -> str:
@@ -351,19 +354,21 @@ def _secret(config: Config) -> str:
     return found
 
 
-def _authority(config: Config) -> str | bool:
-    """Whom to trust: a file, or whom the system trusts."""
+def _http(config: Config) -> "PoolManager":
+    """Connections to the provider, which trust whom the system trusts, or a file."""
+    from urllib3 import PoolManager, Timeout
+
     file = config.oidc_ca_file
-    if file is None:
-        return True
     try:
-        ssl.create_default_context(cafile=str(file))
+        context = ssl.create_default_context(cafile=None if file is None else str(file))
     except OSError as error:  # an SSLError is an OSError
         raise ServiceError(
             f"TRIAGE_OIDC_CA_FILE {file} cannot be used ({error.strerror or error}): give the PEM "
             "certificate of who signs the provider's"
         ) from error
-    return str(file)
+    return PoolManager(
+        ssl_context=context, timeout=Timeout(total=TIMEOUT_SECONDS), retries=False, maxsize=4
+    )
 
 
 def _require_safe(metadata: Mapping[str, Any], endpoint: str, issuer: str) -> None:
@@ -395,7 +400,8 @@ def _failed(what: str, error: Exception) -> ProviderFailed:
 
 def _reason(error: Exception) -> str:
     """What kind of thing is wrong with a token; nothing of the token."""
-    return _printable(str(getattr(error, "error", "") or type(error).__name__))
+    kind = getattr(error, "error", "") or type(error).__name__
+    return _printable(f"{kind} {getattr(error, 'claim', '')}".strip())
 
 
 def _printable(text: str, longest: int = 64) -> str:

@@ -10,7 +10,7 @@ import hmac
 import time
 from collections.abc import Callable
 from functools import cache
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Depends, Form, Request
@@ -21,9 +21,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from triage.config import Config
 from triage.errors import (
+    AccountError,
     Forbidden,
     NotSignedIn,
     SignInError,
+    SignInRefused,
     TooManyAttempts,
     TriageError,
 )
@@ -31,6 +33,9 @@ from triage.web import problems
 from triage.web.provider import ANSWER, Provider
 from triage.worklist.accounts import LONGEST_PASSWORD, Role, User
 from triage.worklist.sessions import Limits, Sessions, csrf_of, new_token
+
+if TYPE_CHECKING:
+    from triage.web import Site
 
 CSRF_HEADER = "X-CSRF-Token"
 CSRF_FIELD = "csrf_token"
@@ -265,7 +270,7 @@ def sign_in(
     csrf_token: Text = "",
 ) -> Response:
     """Begin a session with a local account."""
-    site = request.app.state.site
+    site: Site = request.app.state.site
     destination = local_path(next)
     known = request.cookies.get(_form_cookie(site.config), "")
     if not known or not hmac.compare_digest(csrf_token.encode(), csrf_of(known).encode()):
@@ -279,7 +284,7 @@ def sign_in(
         return response
     except SignInError as error:
         return _sign_in_form(request, destination, _sentence(error), 401)
-    return begin_session(site.config, token, destination)
+    return begin_session(site, token, destination)
 
 
 @router.get("/sign-in/provider")
@@ -318,7 +323,7 @@ def arrive(request: Request, state: str = "") -> Response:
             request, flow.destination, _sentence(error), problems.status_of(error)
         )
     else:
-        response = begin_session(site.config, token, flow.destination)
+        response = begin_session(site, token, flow.destination)
     _forget(response, site.config, _flow_cookie(site.config))
     return response
 
@@ -327,7 +332,7 @@ def arrive(request: Request, state: str = "") -> Response:
 def sign_out(request: Request, _user: Viewer, csrf_token: Text = "") -> Response:
     """End the session."""
     require_csrf(request.headers.get(CSRF_HEADER, csrf_token), request.state.token)
-    site = request.app.state.site
+    site: Site = request.app.state.site
     site.worklist.sessions.sign_out(request.state.token)
     response = RedirectResponse("/sign-in", 303)
     _forget(response, site.config, session_cookie(site.config))
@@ -353,17 +358,16 @@ def change_password(
 ) -> Response:
     """Change one's own password."""
     require_csrf(request.headers.get(CSRF_HEADER, csrf_token), request.state.token)
-    site = request.app.state.site
+    site: Site = request.app.state.site
     if new != again:
         return _account_form(request, user, "The two new passwords differ.", 422)
     try:
         token = site.worklist.sessions.change_password(user, old, new, address_of(request))
-    except TriageError as error:
-        status = problems.status_of(error)
-        if status >= 500:
-            raise
-        return _account_form(request, user, _sentence(error), status)
-    return begin_session(site.config, token, "/")
+    except (AccountError, SignInRefused) as error:
+        return _account_form(request, user, _sentence(error), 422)
+    except TooManyAttempts as error:
+        return _account_form(request, user, _sentence(error), 429)
+    return begin_session(site, token, "/")
 
 
 @router.get("/api/v1/openapi.json")
@@ -372,8 +376,10 @@ def openapi(request: Request, _user: Viewer) -> Response:
     return JSONResponse(request.app.openapi())
 
 
-def begin_session(config: Config, token: str, destination: str) -> Response:
+def begin_session(site: "Site", token: str, destination: str) -> Response:
     """Give the browser its session and send it on."""
+    config = site.config
+    site.worklist.sessions.sweep(limits_of(config))
     response = RedirectResponse(destination, 303)
     _set(response, config, session_cookie(config), token)
     _forget(response, config, _form_cookie(config))

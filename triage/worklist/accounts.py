@@ -290,7 +290,7 @@ class Accounts:
         if len(password) > LONGEST_PASSWORD:
             return None
         with self._transaction() as session:
-            account = session.scalar(select(Account).where(Account.name == _folded(name)))
+            account = session.scalar(select(Account).where(Account.name == kept_name(name)))
             known = None if account is None else (account.id, account.password_hash)
             usable = account is not None and not account.disabled
         if known is None or known[1] is None:
@@ -365,10 +365,16 @@ def valid_name(name: str) -> str:
     AccountError
         It is not usable.
     """
-    folded = _folded(name)
-    if not 1 <= len(folded) <= 64 or not folded.isprintable() or any(map(str.isspace, folded)):
+    kept = kept_name(name)
+    if not kept or any(map(str.isspace, kept)):
         raise AccountError("an account's name has 1 to 64 characters and no spaces")
-    return folded
+    return kept
+
+
+def kept_name(text: str) -> str:
+    """What an account with this name would be kept under; empty if there can be none."""
+    folded = unicodedata.normalize("NFKC", text.strip()).casefold()
+    return folded if len(folded) <= 64 and folded.isprintable() else ""
 
 
 def user_of(account: Account) -> User:
@@ -386,10 +392,6 @@ def _hasher() -> "PasswordHasher":
     from argon2 import PasswordHasher
 
     return PasswordHasher()  # RFC 9106, section 4, second recommendation: 64 MiB, 3 passes
-
-
-def _folded(name: str) -> str:
-    return unicodedata.normalize("NFKC", name.strip()).casefold()
 
 
 def _plain(password: str) -> str:
@@ -421,7 +423,7 @@ def _given(roles: Iterable[Role]) -> list[str]:
 
 
 def _find(session: Session, name: str) -> Account:
-    query = select(Account).where(Account.name == _folded(name)).with_for_update()
+    query = select(Account).where(Account.name == kept_name(name)).with_for_update()
     account = session.scalar(query)
     if account is None:
         raise AccountError(f"there is no account {name[:64]!r}: `triage users list` shows them")

@@ -17,7 +17,7 @@ from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from triage.errors import NotSignedIn, SignInRefused, TooManyAttempts
-from triage.worklist.accounts import Accounts, Identity, User, user_of
+from triage.worklist.accounts import Accounts, Identity, User, kept_name, user_of
 from triage.worklist.audit import Action, record
 from triage.worklist.journal import now
 from triage.worklist.tables import Account, SignInAttempt, SignInFlow, WebSession
@@ -269,7 +269,7 @@ class Sessions:
     def _refused(self, name: str, address: str, why: str) -> None:
         with self._transaction(write=True) as session:
             # A name that is nobody's may be a password in the wrong field.
-            query = select(Account.name).where(Account.name == name.strip().casefold())
+            query = select(Account.name).where(Account.name == kept_name(name))
             known = session.scalar(query) or ""
             detail = {"address": address, "why": why}
             record(session, known or "unknown", Action.SIGN_IN_REFUSED, known, detail)
@@ -316,4 +316,4 @@ def _state_name(state: str) -> str:
 
 
 def _name_hash(name: str) -> str:
-    return hashlib.sha256(name.strip().casefold().encode("utf-8", "surrogatepass")).hexdigest()
+    return _token_hash(kept_name(name) or name)
