@@ -1,6 +1,7 @@
 """Fixtures: databases, homes and running services, all of them real."""
 
 import os
+import random
 import re
 import shutil
 import signal
@@ -10,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,11 +27,25 @@ ROOT = Path(__file__).parent.parent
 SAMPLES = ROOT / "sample_dicom"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _programs_of_the_system() -> None:
+    """`storescu` is DCMTK's: in an activated environment it would be pynetdicom's."""
+    own = str(Path(sys.executable).parent)
+    folders = os.environ["PATH"].split(os.pathsep)
+    os.environ["PATH"] = os.pathsep.join(folder for folder in folders if folder != own)
+
+
 def free_port() -> int:
-    """A TCP port on loopback that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port on loopback that nobody listens on.
+
+    Below the ports that the system hands out by itself, which another process might get
+    before whoever asked here listens.
+    """
+    while True:
+        port = random.randint(15_000, 31_999)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def wait_for(what: Callable[[], object], seconds: float = 30.0) -> None:
