@@ -15,7 +15,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import data_store
 import psycopg
+import pydicom.data
 import pytest
 
 from triage.errors import TriageError
@@ -25,6 +27,18 @@ from triage.worklist.schema import migrate, open_engine
 
 ROOT = Path(__file__).parent.parent
 SAMPLES = ROOT / "sample_dicom"
+
+PYDICOM_DATA = Path(data_store.__file__).parent / "data"
+"""The files of the package pydicom-data; RG1 and RG3 are computed radiographs."""
+
+
+def pydicom_files() -> list[Path]:
+    """Every file of pydicom's test set that is installed, DICOM or not.
+
+    pydicom's own function for this looks in the network for more.
+    """
+    folders = (Path(pydicom.data.__file__).parent, PYDICOM_DATA)
+    return sorted(path for folder in folders for path in folder.rglob("*") if path.is_file())
 
 
 @pytest.fixture(scope="session", autouse=True)
