@@ -204,7 +204,8 @@ def viewing(dataset: Dataset) -> Viewing:
         seen = places.ravel() if visible is None else places[visible]
         black, white = _tails(shades, np.where(blank, 0, np.bincount(seen, minlength=len(table))))
     shades[blank] = 0.0
-    values = shades.astype(np.uint8 if top <= 255 else np.uint16)[places]
+    levels = shades.astype(np.uint8) if top <= 255 else shades.astype(np.uint16)
+    values: npt.NDArray[np.uint8] | npt.NDArray[np.uint16] = levels[places]
     if visible is not None:
         values[~visible] = 0
     return Viewing(values, black, max(white, black + 1.0), offset, scale, _aspect(dataset))

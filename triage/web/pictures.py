@@ -27,6 +27,9 @@ DESCRIPTION = "X-Picture"
 pixel), ``black`` and ``white`` (the default window), ``offset``, ``scale`` and ``aspect``, as
 :class:`triage.pixels.Viewing` has them."""
 
+FALL = "X-Heat-Map-Fall"
+"""The header with the fall of the probability, 0 to 1, that has the hottest colour."""
+
 HEAT_SIDE = 512
 """Columns and rows of a painted heat map; the viewer stretches it over the picture."""
 

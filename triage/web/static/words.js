@@ -113,8 +113,13 @@ export function age(text) {
   return found ? `${Number(found[1])} ${found[2].toLowerCase()}` : text || "–";
 }
 
+/** PS3.5 6.2.1, VR PN: as letters, ideographs and sounds, each FAMILY^GIVEN^MIDDLE^PREFIX^SUFFIX. */
 export function person(item) {
-  return item.patient_name || "no name";
+  const groups = (item.patient_name ?? "").split("=").map((group) => {
+    const [family = "", ...given] = group.split("^").map((part) => part.trim());
+    return [family, given.filter(Boolean).join(" ")].filter(Boolean).join(", ");
+  });
+  return [...new Set(groups.filter(Boolean))].join(" · ") || "no name";
 }
 
 export function waited(item, since) {
