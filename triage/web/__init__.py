@@ -16,11 +16,13 @@ from starlette.staticfiles import StaticFiles
 
 from triage import __version__
 from triage.config import Config
+from triage.errors import ModelError
 from triage.registry import ModelVersion, Registry
 from triage.scoring import Scorer
 from triage.spool import Spool
-from triage.web import problems, signin
+from triage.web import api, problems, signin
 from triage.web.headers import BodyLimit, Headers
+from triage.web.live import Live
 from triage.web.provider import Provider
 from triage.web.signin import require
 from triage.worklist import Worklist
@@ -93,4 +95,24 @@ def build(site: Site) -> FastAPI:
     problems.install(app)
     app.mount("/static", StaticFiles(directory=FOLDER / "static"), name="static")
     app.include_router(signin.router)
+    app.include_router(api.router)
+    app.state.live = Live(site.worklist, site.stop)
+    app.state.calibrated = _calibrated(site.models)
     return app
+
+
+def _calibrated(models: Registry) -> Callable[[str | None], bool]:
+    """Tells of a model version whether it states that its probabilities are calibrated."""
+    known: dict[str, bool] = {}
+
+    def states(version: str | None) -> bool:
+        if version is None:
+            return False
+        if version not in known:
+            try:
+                known[version] = "calibration" in models.version(version).description
+            except ModelError:  # the version was removed since it scored
+                return False
+        return known[version]
+
+    return states
