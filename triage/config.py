@@ -321,6 +321,13 @@ class Config(BaseModel):
         default="",
         description="The hospital's viewer: a URL with {study_instance_uid} or {accession_number}.",
     )
+    blind_sample: float = Field(
+        default=0.02,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Share of exams whose score is hidden until they are read, at random.",
+    )
     session_idle_minutes: int = Field(
         default=60, ge=1, le=1_440, description="Who does nothing for so long is signed out."
     )
