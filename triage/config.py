@@ -210,18 +210,6 @@ def _origin(value: str) -> str:
     return f"{parts.scheme}://{parts.netloc.lower()}"
 
 
-def _viewer_url(value: str) -> str:
-    if not value:
-        return ""
-    scheme = urlsplit(value).scheme.lower()
-    if not scheme or scheme in {"javascript", "data", "vbscript", "file", "blob"}:
-        raise ValueError("write a URL, such as https://VIEWER/?study={study_instance_uid}")
-    names = re.findall(r"\{([^}]*)\}", value)
-    if not names or not set(names) <= {"study_instance_uid", "accession_number"}:
-        raise ValueError("put {study_instance_uid}, {accession_number} or both into it")
-    return value
-
-
 def _issuer(value: str) -> str:
     if not value:
         return ""
@@ -316,10 +304,6 @@ class Config(BaseModel):
     ] = Field(
         default=(),
         description="Addresses of the proxies that do TLS for the page; only they get an answer.",
-    )
-    viewer_url: Annotated[str, AfterValidator(_viewer_url)] = Field(
-        default="",
-        description="The hospital's viewer: a URL with {study_instance_uid} or {accession_number}.",
     )
     session_idle_minutes: int = Field(
         default=60, ge=1, le=1_440, description="Who does nothing for so long is signed out."

@@ -29,7 +29,7 @@ def exam(request: Request, user: Viewer, uid: Uid) -> Response:
     """One exam: the radiograph, its score, the verdict."""
     site = request.app.state.site
     site.worklist.item(uid)
-    return _page(request, user, "exam.html", uid=uid, viewer_url=site.config.viewer_url)
+    return _page(request, user, "exam.html", uid=uid, viewer_url="")
 
 
 @router.get("/exams/{uid}/picture")
