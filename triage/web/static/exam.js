@@ -112,7 +112,9 @@ async function open(wanted, { push = true } = {}) {
   viewer.setMarking(false);
   at("comment").value = "";
   at("adjudicate").checked = false;
+  // Nothing of the exam before may stand beside the picture of this one.
   delete page.dataset.shown;
+  delete page.dataset.told;
   if (push) history.pushState({ uid }, "", `/exams/${encodeURIComponent(uid)}`);
   const painted = showPicture(mine);
   await refresh(mine);
@@ -148,6 +150,7 @@ function tell() {
     ),
   );
   tellVerdicts();
+  page.dataset.told = uid;
 }
 
 function scoreParts() {
@@ -298,7 +301,8 @@ at("model-card").addEventListener("toggle", () => at("model-card").open && tellM
 
 async function read(verdict) {
   const button = at(verdict === "confirmed" ? "confirm" : "reject");
-  if (busy || button.disabled || !item) return;
+  if (!item) return toast("The exam is still loading.");
+  if (busy || button.disabled) return;
   busy = true;
   const mine = opened;
   const body = { verdict };
