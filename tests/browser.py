@@ -40,7 +40,7 @@ SCRIPT = "<script>hacked()</script>^<iframe src>"
 
 EXAMS = 1_000
 
-MEMORY = Path("/dev/shm")  # noqa: S108
+MEMORY = Path("/dev/shm")
 """A file system in memory, on Linux."""
 
 

@@ -14,7 +14,7 @@ from playwright.sync_api import expect
 from pydicom import dcmread
 
 from tests.browser import EXAMS, Desk, Hall, chromium, served, sign_in, uid
-from tests.conftest import ROOT, SAMPLES, Service, free_port, wait_for
+from tests.conftest import ROOT, SAMPLES, Service, free_port
 from triage.pixels import viewing
 from triage.send import send
 from triage.worklist import State
@@ -368,6 +368,6 @@ def _settled(desk: Desk, path: str) -> None:
 def test_every_reason_and_note_has_words_on_the_page() -> None:
     words = (ROOT / "triage" / "web" / "static" / "words.js").read_text("utf-8")
     documented = (ROOT / "docs" / "reasons.md").read_text("utf-8")
-    codes = re.findall(r"`([A-Z_]{4,})`", "\n".join(re.findall(r"^\| (`.*?) \|", documented, re.M)))
+    codes = re.findall(r"`([A-Z_]{4,})`", "\n".join(re.findall(r"^\| (`.*?) \|", documented, re.MULTILINE)))
     assert len(codes) > 20
     assert [code for code in codes if f"  {code}:" not in words] == []

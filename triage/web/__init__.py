@@ -18,11 +18,13 @@ from starlette.staticfiles import StaticFiles
 
 from triage import __version__
 from triage.config import Config
+from triage.errors import ModelError
 from triage.registry import ModelVersion, Registry
 from triage.scoring import Scorer
 from triage.spool import Spool
-from triage.web import pages, problems, signin
+from triage.web import api, pages, problems, signin
 from triage.web.headers import BodyLimit, Headers
+from triage.web.live import Live
 from triage.web.pictures import Pictures
 from triage.web.provider import Provider
 from triage.web.signin import require
@@ -98,6 +100,9 @@ def build(site: Site) -> FastAPI:
     app.mount("/static", _Static(directory=FOLDER / "static"), name="static")
     app.include_router(signin.router)
     app.include_router(pages.router)
+    app.include_router(api.router)
+    app.state.live = Live(site.worklist, site.stop)
+    app.state.calibrated = _calibrated(site.models)
     return app
 
 
@@ -112,3 +117,20 @@ class _Static(StaticFiles):
         response = super().file_response(*args, **options)
         response.headers["Cache-Control"] = "no-cache"
         return response
+
+
+def _calibrated(models: Registry) -> Callable[[str | None], bool]:
+    """Tells of a model version whether it states that its probabilities are calibrated."""
+    known: dict[str, bool] = {}
+
+    def states(version: str | None) -> bool:
+        if version is None:
+            return False
+        if version not in known:
+            try:
+                known[version] = "calibration" in models.version(version).description
+            except ModelError:  # the version was removed since it scored
+                return False
+        return known[version]
+
+    return states
