@@ -210,18 +210,6 @@ def _origin(value: str) -> str:
     return f"{parts.scheme}://{parts.netloc.lower()}"
 
 
-def _viewer_url(value: str) -> str:
-    if not value:
-        return ""
-    scheme = urlsplit(value).scheme.lower()
-    if not scheme or scheme in {"javascript", "data", "vbscript", "file", "blob"}:
-        raise ValueError("write a URL, such as https://VIEWER/?study={study_instance_uid}")
-    names = re.findall(r"\{([^}]*)\}", value)
-    if not names or not set(names) <= {"study_instance_uid", "accession_number"}:
-        raise ValueError("put {study_instance_uid}, {accession_number} or both into it")
-    return value
-
-
 def _issuer(value: str) -> str:
     if not value:
         return ""
@@ -239,6 +227,21 @@ def _on_this_machine(host: str) -> bool:
         return is_loopback(host)
     except ValueError:  # a name: whose address it is may change
         return False
+
+
+def _viewer_url(value: str) -> str:
+    if not value:
+        return value
+    try:
+        tried = value.format(study_instance_uid="1.2", accession_number="A")
+        parts = urlsplit(tried)
+    except (LookupError, ValueError) as error:
+        raise ValueError(
+            "between braces stand only study_instance_uid and accession_number"
+        ) from error
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ValueError("write https://HOST/...{study_instance_uid}")
+    return value
 
 
 class Config(BaseModel):
@@ -319,7 +322,7 @@ class Config(BaseModel):
     )
     viewer_url: Annotated[str, AfterValidator(_viewer_url)] = Field(
         default="",
-        description="The hospital's viewer: a URL with {study_instance_uid} or {accession_number}.",
+        description="The site's own viewer, with {study_instance_uid} and {accession_number}.",
     )
     blind_sample: float = Field(
         default=0.02,

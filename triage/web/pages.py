@@ -5,6 +5,8 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Path, Request
 from fastapi.responses import Response
 
+from triage.errors import NotReadable
+from triage.web.api import seen_by
 from triage.web.pictures import DESCRIPTION, FALL, Pictures
 from triage.web.signin import Viewer, require
 from triage.worklist.accounts import Role, User
@@ -48,9 +50,14 @@ def picture(request: Request, _user: Viewer, uid: Uid) -> Response:
 
 
 @router.get("/exams/{uid}/heat-map")
-def heat_map(request: Request, _user: Viewer, uid: Uid) -> Response:
+def heat_map(request: Request, user: Viewer, uid: Uid) -> Response:
     """The heat map as a PNG to lay over the radiograph."""
-    item = request.app.state.site.worklist.item(uid)
+    worklist = request.app.state.site.worklist
+    (item,) = seen_by(worklist, user, [worklist.item(uid)])
+    if item.model_version is None:
+        raise NotReadable(
+            f"{uid} has no score to explain, or none that you may see before you read it"
+        )
     heat = _pictures(request).heat_map(item.digest, item.model_version)
     return Response(heat.png, headers={FALL: f"{heat.fall:.4f}"}, media_type="image/png")
 

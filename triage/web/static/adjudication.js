@@ -5,26 +5,24 @@ import { clock, make, person } from "./words.js";
 
 const body = document.getElementById("body");
 try {
-  const answer = await get("/api/v1/adjudication");
-  const items = answer.items ?? answer;
+  const { items, next } = await get("/api/v1/adjudication", { limit: 200 });
   document.getElementById("empty").hidden = items.length > 0;
   body.closest("table").hidden = items.length === 0;
   for (const item of items) {
-    const verdicts = make("td");
-    for (const reading of (item.readings ?? []).filter((each) => !each.withdrawn_at)) {
-      verdicts.append(make("div", {}, make("span", { class: `tag ${reading.verdict}`, text: reading.verdict }), ` ${reading.reader} `, make("span", { class: "small", text: reading.comment ?? "" })));
-    }
+    const address = `/exams/${encodeURIComponent(item.sop_instance_uid)}`;
     body.append(
       make(
         "tr",
         {},
-        make("td", {}, make("a", { href: `/exams/${encodeURIComponent(item.sop_instance_uid)}`, text: item.accession_number || "open" })),
+        make("td", { class: "mono" }, make("a", { href: address, text: item.accession_number || "no accession" })),
         make("td", {}, make("span", { class: "name", text: person(item) }), make("span", { class: "id", text: item.patient_id })),
-        verdicts,
+        make("td", {}, make("span", { class: "tag disagree", text: "readers disagree" }), ` ${item.readings_count} readings`),
+        make("td", { class: "mono", text: [item.modality, item.view_position].filter(Boolean).join(" ") }),
         make("td", { class: "mono", text: clock(item.received_at, true) }),
       ),
     );
   }
+  if (next) toast("There are more than 200; the first in reading order are shown.", { seconds: 20 });
 } catch (error) {
   toast(error.message, { kind: "error", seconds: 30 });
 }

@@ -41,7 +41,7 @@ export function chart({ title, caption, days, series, unit = "", digits = 2, bar
     const options = {
       width: place.clientWidth || 480,
       height: 210,
-      scales: { x: { time: true }, y: { range: (_, low, high) => [least ?? Math.min(0, low), most ?? Math.max(high * 1.08, least ?? 0, 1e-6)] } },
+      scales: { x: { time: true, range: (_, low, high) => (bars ? [low - 43_200, high + 43_200] : [low, high + (low === high ? 86_400 : 0)]) }, y: { range: (_, low, high) => [least ?? Math.min(0, low), most ?? Math.max(high * 1.08, least ?? 0, 1e-6)] } },
       axes: [{ ...axis, values: "{YYYY}-{MM}-{DD}", space: 90 }, { ...axis, size: 54, values: (_, ticks) => ticks.map((tick) => `${+tick.toFixed(4)}${unit}`) }],
       cursor: { points: { size: 6 }, drag: { x: false, y: false } },
       legend: { live: true },

@@ -12,6 +12,8 @@ const path = (uid, rest = "") => `/api/v1/items/${encodeURIComponent(uid)}${rest
 
 let uid = null;
 let item = null;
+let readings = [];
+let events = [];
 let etag = null;
 let since = 0;
 let busy = false;
@@ -20,9 +22,9 @@ let opened = 0; // counts exams, so that what comes late for an earlier one is l
 const passed = new Set(kept("passed") ?? []);
 let last = kept("last"); // the reading that may still be undone: {uid, id, until, verdict}
 
-function kept(name) {
+function kept(name, of = "exam") {
   try {
-    return JSON.parse(sessionStorage.getItem(`exam.${name}`) ?? "null");
+    return JSON.parse(sessionStorage.getItem(`${of}.${name}`) ?? "null");
   } catch {
     return null;
   }
@@ -110,7 +112,9 @@ async function open(wanted, { push = true } = {}) {
   viewer.setMarking(false);
   at("comment").value = "";
   at("adjudicate").checked = false;
+  // Nothing of the exam before may stand beside the picture of this one.
   delete page.dataset.shown;
+  delete page.dataset.told;
   if (push) history.pushState({ uid }, "", `/exams/${encodeURIComponent(uid)}`);
   const painted = showPicture(mine);
   await refresh(mine);
@@ -124,7 +128,8 @@ async function refresh(mine = opened) {
   try {
     const answer = await ask("GET", path(uid));
     if (mine !== opened) return;
-    ({ data: item, etag } = answer);
+    ({ item, readings, events } = answer.data);
+    etag = answer.etag;
     since = performance.now();
     tell();
   } catch (error) {
@@ -140,11 +145,12 @@ function tell() {
   tellReadings();
   tellFacts();
   at("journal").replaceChildren(
-    ...(item.events ?? []).map((event) =>
+    ...events.map((event) =>
       make("li", {}, make("span", { text: event.action.toLowerCase().replaceAll("_", " ") }), make("span", { class: "when", text: clock(event.at, true) }), make("span", { class: "words", text: event.actor })),
     ),
   );
   tellVerdicts();
+  page.dataset.told = uid;
 }
 
 function scoreParts() {
@@ -169,7 +175,6 @@ function scoreParts() {
 }
 
 function tellReadings() {
-  const readings = item.readings ?? [];
   at("readings").replaceChildren(
     ...readings.map((reading) => {
       const gone = Boolean(reading.withdrawn_at);
@@ -221,7 +226,7 @@ function tellFacts() {
 
 function tellVerdicts() {
   const may = reads && item.state !== "RECEIVED" && (item.score !== null || item.blind);
-  const own = (item.readings ?? []).filter((reading) => reading.mine && !reading.withdrawn_at).at(-1);
+  const own = readings.filter((reading) => reading.reader === page.dataset.name && !reading.withdrawn_at).at(-1);
   for (const [id, verdict] of [["confirm", "confirmed"], ["reject", "rejected"]]) {
     at(id).disabled = !may || busy;
     at(id).setAttribute("aria-pressed", own?.verdict === verdict);
@@ -245,7 +250,7 @@ async function others(mine) {
   try {
     const answer = await get(path(uid, "/priors"));
     if (mine !== opened) return;
-    const priors = answer.items ?? answer;
+    const priors = answer.items;
     at("priors").replaceChildren(
       ...priors.map((prior) =>
         make(
@@ -296,7 +301,8 @@ at("model-card").addEventListener("toggle", () => at("model-card").open && tellM
 
 async function read(verdict) {
   const button = at(verdict === "confirmed" ? "confirm" : "reject");
-  if (busy || button.disabled || !item) return;
+  if (!item) return toast("The exam is still loading.");
+  if (busy || button.disabled) return;
   busy = true;
   const mine = opened;
   const body = { verdict };
@@ -305,7 +311,7 @@ async function read(verdict) {
   if (item.disagreement && at("adjudicate").checked) body.adjudicates = true;
   try {
     const { data } = await ask("POST", path(uid, "/readings"), { body, headers: { "If-Match": etag, "Idempotency-Key": unique() } });
-    last = { uid, id: data.id, verdict, until: Date.now() + 58_000 };
+    last = { uid, id: data.reading.id, verdict, until: Date.now() + 1000 * (data.undo_seconds - 1) };
     keep("last", last);
     toast(`${verdict === "confirmed" ? "Confirmed" : "Rejected"}. u undoes it within a minute; n goes on.`);
     at("comment").value = "";
@@ -348,19 +354,10 @@ async function undo() {
 // --- The next exam ----------------------------------------------------------------------
 
 async function upcoming() {
-  const filter = { ...(kept2("list.filter") ?? {}), unread: true, limit: 30 };
+  const filter = { ...(kept("filter", "list") ?? {}), unread: true, limit: 30 };
   delete filter.state;
   const { items } = await get("/api/v1/items", filter);
-  const others = items.filter((each) => each.sop_instance_uid !== uid);
-  return others.find((each) => !passed.has(each.sop_instance_uid)) ?? null;
-}
-
-function kept2(name) {
-  try {
-    return JSON.parse(sessionStorage.getItem(name) ?? "null");
-  } catch {
-    return null;
-  }
+  return items.find((each) => each.sop_instance_uid !== uid && !passed.has(each.sop_instance_uid)) ?? null;
 }
 
 async function prefetch(mine) {

@@ -9,6 +9,7 @@ const SHOWS = {
   unread: { unread: true },
   flagged: { flagged: true, unread: true },
   unscored: { state: "NOT_SCORED" },
+  failed: { state: "FAILED" },
   read: { unread: false },
   all: {},
 };
@@ -145,7 +146,7 @@ function wanted(item) {
   if (asked.finding && !item.notes.includes(asked.finding)) return false;
   if (asked.received_from && new Date(item.received_at) < new Date(asked.received_from)) return false;
   const text = normal(asked.q);
-  return !text || [item.patient_name, item.patient_id, item.accession_number].some((each) => normal(each).includes(text));
+  return !text || [item.patient_name, item.patient_id, item.accession_number].some((each) => normal(each).startsWith(text));
 }
 
 function came(item) {

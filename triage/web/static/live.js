@@ -6,7 +6,7 @@ const SILENCE = 45_000;
 export function listen(onItem, onReturn = () => {}) {
   const place = document.getElementById("live");
   const words = document.getElementById("live-words");
-  let source, heard, silent, lost = false;
+  let source, heard, silent, lost = "";
   const say = (state) => {
     if (!place || place.dataset.state === state) return;
     place.dataset.state = state;
@@ -20,19 +20,22 @@ export function listen(onItem, onReturn = () => {}) {
     source = new EventSource("/api/v1/live");
     source.addEventListener("open", () => {
       alive();
-      if (lost) onReturn();
-      lost = false;
+      // After a gap the browser says what it saw last and is told the rest; a new source cannot.
+      if (lost === "anew") onReturn();
+      lost = "";
     });
     source.addEventListener("item", (event) => {
       alive();
       onItem(JSON.parse(event.data));
     });
     source.addEventListener("heartbeat", alive);
+    source.addEventListener("reset", onReturn); // more was missed than is told
     source.addEventListener("error", () => {
-      lost = true;
       say("lost");
       // What is refused is closed for good: a session that ended, or a service that starts anew.
-      if (source.readyState === EventSource.CLOSED) setTimeout(open, 3_000);
+      if (source.readyState !== EventSource.CLOSED) return;
+      lost = "anew";
+      setTimeout(open, 3_000);
     });
   };
   say("wait");
@@ -40,7 +43,7 @@ export function listen(onItem, onReturn = () => {}) {
   silent = setInterval(() => {
     if (performance.now() - heard > SILENCE && source.readyState === EventSource.OPEN) {
       source.close();
-      lost = true;
+      lost = "anew";
       say("lost");
       open();
     }

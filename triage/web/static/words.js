@@ -50,6 +50,7 @@ export const NOTES = {
   SHUTTER_INVALID: ["bad shutter", "A malformed shutter was ignored."],
   RESCALE_INVALID: ["bad rescale", "A rescale slope of 0 was ignored."],
   NOVELTY_UNCHECKED: ["novelty unchecked", "Whether the picture is like the training radiographs was not measured."],
+  DUPLICATE_EXPOSURE: ["sent twice?", "The same picture came under another UID of this patient, too."],
   ROTATED: ["rotated", "The picture seems turned by a quarter or a half.", true],
   MIRRORED: ["mirrored", "The picture seems mirrored, or the heart lies to the right.", true],
   INVERTED: ["inverted", "Black and white seem to be exchanged.", true],
