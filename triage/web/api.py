@@ -260,7 +260,7 @@ class Asked(BaseModel):
 @router.get("/items", responses=problems.responses(401, 403, 422, 503))
 def items(request: Request, user: Viewer, asked: Annotated[Asked, Query()]) -> PageOut:
     """Items in reading order, a page at a time."""
-    page = _worklist(request).queries.page(asked.filter(), asked.limit, asked.cursor)
+    page = _worklist(request).queries.page(asked.filter(), asked.limit, asked.cursor, user.name)
     if asked.cursor is None:
         looked = asked.model_dump(mode="json", exclude_defaults=True, exclude={"limit", "q"})
         _audit(request, user, Action.SAW_LIST, detail=looked | {"searched": bool(asked.q)})
@@ -299,7 +299,7 @@ def priors(request: Request, user: Viewer, uid: Uid) -> ItemsOut:
 @router.post(
     "/items/{uid}/readings",
     status_code=201,
-    responses=problems.responses(401, 403, 404, 409, 412, 413, 422, 428, 503),
+    responses=problems.responses(400, 401, 403, 404, 409, 412, 413, 422, 428, 503),
 )
 def read(
     request: Request,
@@ -366,7 +366,7 @@ def adjudication(
     cursor: Annotated[str | None, Query(max_length=200)] = None,
 ) -> PageOut:
     """Items on which two readers differ, and nobody has adjudicated."""
-    page = _worklist(request).queries.page(Filter(disagreement=True), limit, cursor)
+    page = _worklist(request).queries.page(Filter(disagreement=True), limit, cursor, user.name)
     return PageOut(items=_shown(request, user, page.items), next=page.next)
 
 

@@ -280,15 +280,16 @@ class Worklist:
             if item is None:
                 return False
             now = _now()
-            urgency = priority(item.ordered_priority, flagged=score.flagged)
             item.state, item.notes, item.explanation = State.SCORED, list(notes), ""
             duplicate = _compare(item, picture_hash, others)
             item.score, item.threshold = score.probability, score.threshold
             item.flagged, item.model_version = score.flagged, score.model_version
             item.scored_at, item.novelty = now, novelty
             item.revision += 1
-            # Flagged ones, too: that an exam is in the sample must not tell its score.
+            # Flagged ones, too, and all with a flag's head start: neither that an exam is in
+            # the sample nor its place in the list tells its score, and no flagged one waits.
             item.blind = item.blind or random.SystemRandom().random() < self._blind_share
+            urgency = priority(item.ordered_priority, flagged=score.flagged or item.blind)
             item.urgency, item.rank_at = int(urgency), item.received_at - urgency.head_start
             item.claimed_by = item.claimed_until = None
             record = ScoreRecord(

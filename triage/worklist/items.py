@@ -103,7 +103,7 @@ class WorklistItem:
     def hidden(self) -> "WorklistItem":
         """The item without anything that would tell its score.
 
-        Its place in the list stays: a flagged exam is not moved down for the sake of a sample.
+        Its urgency may stay: every exam of the sample has at least that of a flagged one.
         """
         return replace(
             self,
@@ -115,8 +115,6 @@ class WorklistItem:
             threshold=None,
             flagged=None,
             model_version=None,
-            # A flag makes HIGH, only an order makes STAT.
-            urgency=Priority.STAT if self.urgency is Priority.STAT else Priority.ROUTINE,
         )
 
 

@@ -10,7 +10,7 @@ import datetime as dt
 import json
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sqlalchemy import ColumnElement, Select, String, and_, cast, or_, select, tuple_
 from sqlalchemy.orm import InstrumentedAttribute, Session
@@ -19,7 +19,7 @@ from triage.errors import BadCursor
 from triage.scoring import Priority
 from triage.worklist.items import State, WorklistItem, find, shown
 from triage.worklist.journal import now
-from triage.worklist.tables import Event, Item
+from triage.worklist.tables import Event, Item, Reading, Withdrawal
 
 MOST = 200
 """Items of a page."""
@@ -120,7 +120,9 @@ class Queries:
     def __init__(self, transaction: Callable[..., AbstractContextManager[Session]]) -> None:
         self._transaction = transaction
 
-    def page(self, wanted: Filter, limit: int, cursor: str | None = None) -> Page:
+    def page(
+        self, wanted: Filter, limit: int, cursor: str | None = None, reader: str | None = None
+    ) -> Page:
         """A page of the worklist.
 
         Parameters
@@ -130,6 +132,10 @@ class Queries:
             1 to :data:`MOST`.
         cursor : str, optional
             A page's :attr:`Page.next`, with the same filter.
+        reader : str, optional
+            Who asks. An exam of the random sample that this reader has not read is neither
+            picked nor left out by what is hidden: it is among the flagged and among the
+            unflagged, and not among the confirmed and rejected. None if all may be told.
 
         Raises
         ------
@@ -138,15 +144,20 @@ class Queries:
         """
         after = None if cursor is None else _read_cursor(cursor)
         with self._transaction() as session:
-            conditions = _conditions(session, wanted)
+            alternatives = _alternatives(session, wanted, reader)
             rows: list[Item] = []
             for unread in _ranges(wanted, after):
-                query = select(Item).where(*conditions).limit(limit + 1 - len(rows))
-                if wanted.state is None:
-                    query = query.where(Item.unread.is_(unread))
-                if after is not None and after[0] == unread:
-                    query = query.where(tuple_(Item.rank_at, Item.id) > after[1:])
-                rows += session.scalars(query.order_by(Item.rank_at, Item.id))
+                missing = limit + 1 - len(rows)
+                found: dict[int, Item] = {}
+                for conditions in alternatives:
+                    query = select(Item).where(*conditions).limit(missing)
+                    if wanted.state is None:
+                        query = query.where(Item.unread.is_(unread))
+                    if after is not None and after[0] == unread:
+                        query = query.where(tuple_(Item.rank_at, Item.id) > after[1:])
+                    ordered = session.scalars(query.order_by(Item.rank_at, Item.id))
+                    found |= {row.id: row for row in ordered}
+                rows += sorted(found.values(), key=lambda row: (row.rank_at, row.id))[:missing]
                 if len(rows) > limit or wanted.state is not None:
                     break
             at = now()
@@ -227,6 +238,29 @@ def _ranges(wanted: Filter, after: tuple[bool, dt.datetime, int] | None) -> Sequ
     if after is not None and not after[0]:
         return tuple(each for each in ranges if not each)
     return ranges
+
+
+def _alternatives(
+    session: Session, wanted: Filter, reader: str | None
+) -> list[list[ColumnElement[bool]]]:
+    """Sets of conditions, each with an index of its own; an item of the page fulfils one."""
+    conditions = _conditions(session, wanted)
+    if reader is None:
+        return [conditions]
+    read = (
+        select(Reading.id)
+        .outerjoin(Withdrawal, Withdrawal.reading_id == Reading.id)
+        .where(
+            Reading.item_id == Item.id, Reading.reader == reader, Withdrawal.reading_id.is_(None)
+        )
+        .exists()
+    )
+    if wanted.state in {State.CONFIRMED, State.REJECTED}:
+        return [[*conditions, or_(Item.blind.is_(False), read)]]
+    if wanted.flagged is None:
+        return [conditions]
+    hidden = [*_conditions(session, replace(wanted, flagged=None)), Item.blind.is_(True), ~read]
+    return [conditions, hidden]
 
 
 def _conditions(session: Session, wanted: Filter) -> list[ColumnElement[bool]]:

@@ -31,7 +31,15 @@ from triage.worklist.audit import Action, record
 from triage.worklist.deliveries import DeliveryState, ResultKind, Route, enqueue
 from triage.worklist.items import State, WorklistItem, find, shown
 from triage.worklist.journal import journal, now
-from triage.worklist.tables import AnsweredRequest, Delivery, Item, Reading, ScoreRecord, Withdrawal
+from triage.worklist.tables import (
+    AnsweredRequest,
+    Delivery,
+    Event,
+    Item,
+    Reading,
+    ScoreRecord,
+    Withdrawal,
+)
 
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 
@@ -304,8 +312,10 @@ class Readings:
                 raise TooLate(f"reading {reading_id} is somebody else's: only its reader withdraws")
             if session.get(Withdrawal, reading_id) is not None:
                 return shown(item, now())
-            # A clock that was set back must not open what was closed.
-            age = now() - reading.read_at
+            # A clock that was set back must not open what was closed: it is at least as late
+            # as the latest event says.
+            latest = session.scalar(select(Event.at).order_by(Event.id.desc()).limit(1))
+            age = max(now(), latest or reading.read_at) - reading.read_at
             if not -_CLOCK_STEP <= age <= UNDO:
                 raise TooLate(
                     f"a reading can be withdrawn for {UNDO.seconds} seconds; say what is right in "

@@ -141,6 +141,7 @@ class Item(Base):
         Index("ix_items_view_position", "view_position", unread.desc(), "rank_at", "id"),
         Index("ix_items_calling_ae_title", "calling_ae_title", unread.desc(), "rank_at", "id"),
         Index("ix_items_disagreement", "disagreement", unread.desc(), "rank_at", "id"),
+        Index("ix_items_blind", "blind", unread.desc(), "rank_at", "id"),
         *(
             Index(name, column, postgresql_ops={column: "text_pattern_ops"})
             for name, column in SEARCHED.items()

@@ -10,7 +10,7 @@ down_revision = "0005"
 branch_labels = None
 depends_on = None
 
-FILTERED = ("flagged", "modality", "view_position", "calling_ae_title", "disagreement")
+FILTERED = ("flagged", "modality", "view_position", "calling_ae_title", "disagreement", "blind")
 
 SEARCHED = {
     "ix_items_accession": "accession_number",
