@@ -4,7 +4,7 @@ import hashlib
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -237,22 +237,20 @@ def served(home: Path, free_port: Callable[[], int], exams: int = EXAMS) -> Iter
 
     Four thousand transactions that each wait for a disk take longer than all the tests.
     """
-    if MEMORY.is_dir():
-        with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
-            with _served(Path(folder) / "home", free_port, exams) as service:
-                yield service
-        return
-    with _served(home, free_port, exams) as service:
-        yield service
+    with ExitStack() as kept:
+        if MEMORY.is_dir():
+            home = Path(kept.enter_context(tempfile.TemporaryDirectory(dir=MEMORY))) / "home"
+        yield kept.enter_context(_served(home, free_port, exams))
 
 
 @contextmanager
 def _served(home: Path, free_port: Callable[[], int], exams: int) -> Iterator[Service]:
     filled(Config(home=home), exams)
     service = Service(home, free_port())
-    service.start()
+    service.start(wait=False)
     try:
-        wait_for(service.shows_page)
+        wait_for(service.answers, 120)
+        wait_for(service.shows_page, 120)
         yield service
     finally:
         service.stop()

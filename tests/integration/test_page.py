@@ -17,9 +17,18 @@ from tests.browser import EXAMS, Desk, Hall, chromium, served, sign_in, uid
 from tests.conftest import ROOT, SAMPLES, Service, free_port
 from triage.pixels import viewing
 from triage.send import send
+from triage.spool import Spool
 from triage.worklist import State
 
-PAGES = ("/", f"/exams/{uid(24)}", f"/exams/{uid(5)}", "/adjudication", "/dashboard", "/operations", "/account")  # fmt: skip
+PAGES = (
+    "/",
+    f"/exams/{uid(24)}",
+    f"/exams/{uid(5)}",
+    "/adjudication",
+    "/dashboard",
+    "/operations",
+    "/account",
+)
 
 
 @pytest.fixture(scope="module")
@@ -152,8 +161,6 @@ def test_a_blind_exam_tells_no_score_before_the_verdict(
     assert item.flagged is (number == 45)
     told = f"{item.score:.2f}"
     desk = hall.desk("anna")
-    answers: list[str] = []
-    desk.page.on("response", lambda each: "/api/v1/" in each.url and "/live" not in each.url and answers.append(each.url))  # fmt: skip
     desk.exam(number)
     desk.says("#score", "hidden until your verdict")
     assert told not in desk.page.locator("#score-card").inner_text()
@@ -241,7 +248,7 @@ def test_the_canvas_shows_the_stored_picture_in_its_window(hall: Hall) -> None:
     folder.write_bytes(base64.b64decode(content))
     canvas = np.asarray(Image.open(folder).convert("L"), np.float64)
     item = hall.service.worklist().item(uid(20))
-    view = viewing(dcmread(hall.service.home / "spool" / "instances" / item.digest[:2] / f"{item.digest}.dcm"))  # fmt: skip
+    view = viewing(Spool(hall.service.home / "spool").instance(item.digest))
     assert view.values.shape == (2500, 2048)
     height = canvas.shape[0]
     width = round(2048 * height / 2500)
@@ -256,7 +263,10 @@ def test_the_canvas_shows_the_stored_picture_in_its_window(hall: Hall) -> None:
 
     desk.press("i")
     desk.page.wait_for_timeout(100)
-    middle = "(() => { const c = document.querySelector('#canvas'); return c.getContext('2d').getImageData(c.width / 2, c.height / 2, 1, 1).data[0]; })()"  # fmt: skip
+    middle = (
+        "() => { const c = document.querySelector('#canvas');"
+        "const at = [c.width / 2, c.height / 2]; return c.getContext('2d').getImageData(...at, 1, 1).data[0]; }"
+    )
     inverted = desk.page.evaluate(middle)
     assert abs(inverted - (255 - canvas[height // 2, canvas.shape[1] // 2])) <= 1
     desk.press("0", "+", "+", "Shift+ArrowUp", "Shift+ArrowLeft")
@@ -368,6 +378,7 @@ def _settled(desk: Desk, path: str) -> None:
 def test_every_reason_and_note_has_words_on_the_page() -> None:
     words = (ROOT / "triage" / "web" / "static" / "words.js").read_text("utf-8")
     documented = (ROOT / "docs" / "reasons.md").read_text("utf-8")
-    codes = re.findall(r"`([A-Z_]{4,})`", "\n".join(re.findall(r"^\| (`.*?) \|", documented, re.MULTILINE)))
+    first_cells = re.findall(r"^\| (`.*?) \|", documented, re.MULTILINE)
+    codes = re.findall(r"`([A-Z_]{4,})`", "\n".join(first_cells))
     assert len(codes) > 20
     assert [code for code in codes if f"  {code}:" not in words] == []

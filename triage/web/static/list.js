@@ -212,7 +212,7 @@ async function load(afresh) {
     loading = null;
     if (afresh) select(known.has(cursor) ? cursor : page.items[0]?.sop_instance_uid, { quietly: true });
     counted();
-    if (next && rows.scrollHeight <= rows.clientHeight + 200) load(false);
+    loadAhead();
   } catch (error) {
     if (error.name === "AbortError") return;
     loading = null;
@@ -220,7 +220,10 @@ async function load(afresh) {
   }
 }
 
-new IntersectionObserver(([end]) => end.isIntersecting && next && load(false), { root: rows, rootMargin: "800px" }).observe(document.getElementById("end"));
+/** Go on loading while the end of what there is would soon be seen. */
+function loadAhead() {
+  if (next && !loading && rows.scrollHeight - rows.scrollTop - rows.clientHeight < 1_500) load(false);
+}
 
 // --- The cursor -------------------------------------------------------------------------
 
@@ -272,7 +275,14 @@ const top = () => {
   select(body.firstElementChild?.dataset.uid);
 };
 above.addEventListener("click", top);
-rows.addEventListener("scroll", () => rows.scrollTop < 20 && seen(), { passive: true });
+rows.addEventListener(
+  "scroll",
+  () => {
+    if (rows.scrollTop < 20) seen();
+    loadAhead();
+  },
+  { passive: true },
+);
 
 // --- Filters: kept for this tab, out of the address, which may name a patient --------------
 
