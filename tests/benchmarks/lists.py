@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from sqlalchemy import func, insert, select
+from sqlalchemy import Connection, func, insert, select
 
 from tests.web import Visitor, account, served, site_of
 from triage.scoring import Priority
@@ -27,7 +27,7 @@ from triage.worklist import State, Worklist
 from triage.worklist.accounts import Role
 from triage.worklist.queries import _cursor
 from triage.worklist.schema import WRITE, migrate, open_engine
-from triage.worklist.tables import Item
+from triage.worklist.tables import Item, ItemNote
 
 SIZES = (10_000, 1_000_000)
 RUNS = 31
@@ -139,6 +139,20 @@ def rows(count: int) -> Iterator[list[dict[str, Any]]]:
         yield made
 
 
+def item_notes(connection: Connection, chunk: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The notes of items that have just been entered, for their own table."""
+    noted = {row["sop_instance_uid"]: row for row in chunk if row["notes"]}
+    keys = connection.execute(
+        select(Item.sop_instance_uid, Item.id).where(Item.sop_instance_uid.in_(noted))
+    ).tuples()
+    return [
+        {"item_id": key, "code": code, "unread": row["unread"], "rank_at": row["rank_at"]}
+        for uid, key in keys
+        for row in [noted[uid]]
+        for code in row["notes"]
+    ]
+
+
 def fill(url: str, count: int) -> None:
     """Bring an empty database to the schema, to so many items and to an account."""
     engine = open_engine(url, create=True)
@@ -149,6 +163,9 @@ def fill(url: str, count: int) -> None:
             raise click.ClickException(f"{there} items instead of {count}: empty the database")
         for chunk in rows(count) if there == 0 else ():
             connection.execute(insert(Item), chunk)
+            copies = item_notes(connection, chunk)
+            if copies:
+                connection.execute(insert(ItemNote), copies)
     # What PostgreSQL does by itself within a minute.
     if engine.dialect.name == "postgresql":
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:

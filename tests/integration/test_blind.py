@@ -51,19 +51,26 @@ def test_no_answer_tells_the_score_of_an_unread_sampled_exam(url: str) -> None:
             for item in _items(json.loads(text)):
                 assert item["blind"] is True
                 assert item["flagged"] is item["score"] is item["threshold"] is None
-                assert item["urgency"] == "ROUTINE"
+                assert item["urgency"] == "HIGH"
 
 
-@pytest.mark.parametrize("question", ["flagged=true", "flagged=false", "state=CONFIRMED"])
+@pytest.mark.parametrize(
+    ("question", "picked"),
+    [("flagged=true", {"1.1", "1.2"}), ("flagged=false", {"1.1", "1.2"}),
+     ("state=CONFIRMED", set()), ("state=REJECTED", set())],
+)  # fmt: skip
 def test_no_filter_picks_sampled_exams_by_what_is_hidden(
-    url: str, sampled: Worklist, question: str
+    url: str, sampled: Worklist, question: str, picked: set[str]
 ) -> None:
-    """Who asks for the flagged ones would know of each that it is, or is not, one."""
+    """Flagged ones are found by who asks for them, and so are the others of the sample."""
     sampled.readings.add("1.1", Said("confirmed", "two"))
-    with Visitor(url) as reader:
+    with Visitor(url) as reader, Visitor(url) as knows:
         reader.sign_in("one")
-        answer = reader.get(f"/api/v1/items?{question}")
-        assert [each for each in answer.json()["items"] if each["blind"]] == []
+        answer = reader.get(f"/api/v1/items?{question}").json()
+        assert {each["sop_instance_uid"] for each in answer["items"]} == picked
+        knows.sign_in("two")
+        flagged = knows.get("/api/v1/items?flagged=true").json()["items"]
+        assert {each["sop_instance_uid"] for each in flagged if not each["blind"]} == {"1.1"}
 
 
 def test_the_order_and_the_minutes_of_the_list_do_not_tell(url: str) -> None:

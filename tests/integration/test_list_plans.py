@@ -7,11 +7,11 @@ import pytest
 from sqlalchemy import Engine, event, insert
 from sqlalchemy.engine import Connection
 
-from tests.benchmarks.lists import rows
+from tests.benchmarks.lists import item_notes, rows
 from triage.worklist import State, Worklist
 from triage.worklist.queries import Filter
 from triage.worklist.schema import WRITE, open_engine
-from triage.worklist.tables import Item
+from triage.worklist.tables import Item, ItemNote
 
 COUNT = 5_000
 
@@ -25,6 +25,8 @@ FILTERS = {
     "view": Filter(view="LL"),
     "console": Filter(console="CR7"),
     "disagreement": Filter(disagreement=True),
+    "finding": Filter(finding="UPSIDE_DOWN"),
+    "finding of a state": Filter(finding="ROTATED", state=State.CONFIRMED),
     "name": Filter(search="meier"),
     "patient": Filter(search="P0000012"),
     "accession": Filter(search="A0000007"),
@@ -39,6 +41,7 @@ def full(worklist: Worklist, database_url: str) -> Iterator[Engine]:
     with engine.execution_options(**{WRITE: True}).begin() as connection:
         for chunk in rows(COUNT):
             connection.execute(insert(Item), chunk)
+            connection.execute(insert(ItemNote), item_notes(connection, chunk))
         connection.exec_driver_sql("ANALYZE")
     yield engine
     engine.dispose()

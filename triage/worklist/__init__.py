@@ -24,7 +24,7 @@ from triage.worklist.accounts import Accounts
 from triage.worklist.audit import ANCHOR, Trail
 from triage.worklist.commitments import Commitments
 from triage.worklist.deliveries import Deliveries, ResultKind, Route, enqueue
-from triage.worklist.items import State, WorklistItem, find, shown, unknown
+from triage.worklist.items import State, WorklistItem, find, place, shown, unknown
 from triage.worklist.journal import journal as _journal
 from triage.worklist.journal import now as _now
 from triage.worklist.queries import Queries
@@ -300,6 +300,7 @@ class Worklist:
                 scored_at=now,
             )
             session.add(record)
+            place(session, item)
             enqueue(session, self._routes, (ResultKind.FINDING, ResultKind.HEAT_MAP), record)
             _journal(
                 session,
@@ -339,6 +340,7 @@ class Worklist:
             item.revision += 1
             duplicate = _compare(item, picture_hash, others)
             item.claimed_by = item.claimed_until = None
+            place(session, item)
             detail = {"reason": reason, **duplicate}
             _journal(session, item.id, State.NOT_SCORED, claim.worker, detail)
             return True

@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from triage.errors import UnknownItem
 from triage.scoring import Priority
-from triage.worklist.tables import Item
+from triage.worklist.tables import Item, ItemNote
 
 
 class State(StrEnum):
@@ -131,6 +131,15 @@ def find(session: Session, sop_instance_uid: str, *, lock: bool = False) -> Item
     if item is None:
         raise UnknownItem(unknown(sop_instance_uid))
     return item
+
+
+def place(session: Session, item: Item) -> None:
+    """Write an item's notes beside its place in the reading order, as both are now."""
+    session.execute(delete(ItemNote).where(ItemNote.item_id == item.id))
+    session.add_all(
+        ItemNote(item_id=item.id, code=code, unread=item.unread, rank_at=item.rank_at)
+        for code in dict.fromkeys(item.notes)
+    )
 
 
 def unknown(sop_instance_uid: str) -> str:

@@ -12,14 +12,14 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
-from sqlalchemy import ColumnElement, Select, String, and_, cast, or_, select, tuple_
+from sqlalchemy import ColumnElement, Select, and_, or_, select, tuple_
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from triage.errors import BadCursor
 from triage.scoring import Priority
 from triage.worklist.items import State, WorklistItem, find, shown
 from triage.worklist.journal import now
-from triage.worklist.tables import Event, Item, Reading, Withdrawal
+from triage.worklist.tables import Event, Item, ItemNote, Reading, Withdrawal
 
 MOST = 200
 """Items of a page."""
@@ -145,20 +145,27 @@ class Queries:
         after = None if cursor is None else _read_cursor(cursor)
         with self._transaction() as session:
             alternatives = _alternatives(session, wanted, reader)
+            rank_at, number = Item.rank_at, Item.id
+            if wanted.finding:
+                rank_at, number = ItemNote.rank_at, ItemNote.item_id
             rows: list[Item] = []
             for unread in _ranges(wanted, after):
                 missing = limit + 1 - len(rows)
                 found: dict[int, Item] = {}
                 for conditions in alternatives:
                     query = select(Item).where(*conditions).limit(missing)
-                    if wanted.state is None:
+                    if wanted.finding:
+                        query = query.join(ItemNote, ItemNote.item_id == Item.id).where(
+                            ItemNote.code == wanted.finding, ItemNote.unread.is_(unread)
+                        )
+                    elif wanted.state is None:
                         query = query.where(Item.unread.is_(unread))
                     if after is not None and after[0] == unread:
-                        query = query.where(tuple_(Item.rank_at, Item.id) > after[1:])
-                    ordered = session.scalars(query.order_by(Item.rank_at, Item.id))
+                        query = query.where(tuple_(rank_at, number) > after[1:])
+                    ordered = session.scalars(query.order_by(rank_at, number))
                     found |= {row.id: row for row in ordered}
                 rows += sorted(found.values(), key=lambda row: (row.rank_at, row.id))[:missing]
-                if len(rows) > limit or wanted.state is not None:
+                if len(rows) > limit:
                     break
             at = now()
             items = tuple(shown(row, at) for row in rows[:limit])
@@ -232,9 +239,11 @@ class Queries:
 
 def _ranges(wanted: Filter, after: tuple[bool, dt.datetime, int] | None) -> Sequence[bool]:
     """The ranges of the index to look into, in reading order."""
-    ranges = (True, False) if wanted.unread is None else (wanted.unread,)
+    ranges: tuple[bool, ...] = (True, False) if wanted.unread is None else (wanted.unread,)
     if wanted.state is not None:
-        return (after[0] if after else True,)
+        # Of one state all are read, or none is.
+        unread = wanted.state not in {State.CONFIRMED, State.REJECTED}
+        ranges = (unread,) if unread in ranges else ()
     if after is not None and not after[0]:
         return tuple(each for each in ranges if not each)
     return ranges
@@ -266,7 +275,6 @@ def _alternatives(
 def _conditions(session: Session, wanted: Filter) -> list[ColumnElement[bool]]:
     equal = (
         (Item.state, wanted.state),
-        (Item.unread, None if wanted.state is None else wanted.unread),
         (Item.flagged, wanted.flagged),
         (Item.disagreement, wanted.disagreement),
         (Item.modality, wanted.modality.upper() or None),
@@ -276,9 +284,6 @@ def _conditions(session: Session, wanted: Filter) -> list[ColumnElement[bool]]:
     found: list[ColumnElement[bool]] = [
         column == value for column, value in equal if value is not None
     ]
-    if wanted.finding:
-        # The notes are a JSON array of codes: a code between its quotation marks.
-        found.append(cast(Item.notes, String).contains(f'"{wanted.finding}"', autoescape=True))
     if wanted.received_from is not None:
         found += [
             Item.received_at >= wanted.received_from,

@@ -29,7 +29,7 @@ from triage.errors import (
 from triage.scoring import Verdict
 from triage.worklist.audit import Action, record
 from triage.worklist.deliveries import DeliveryState, ResultKind, Route, enqueue
-from triage.worklist.items import State, WorklistItem, find, shown
+from triage.worklist.items import State, WorklistItem, find, place, shown
 from triage.worklist.journal import journal, now
 from triage.worklist.tables import (
     AnsweredRequest,
@@ -488,6 +488,7 @@ def _settle(session: Session, item: Item) -> None:
     item.readings_count = len(standing)
     if not standing:
         item.state, item.unread, item.disagreement = State.SCORED, True, False
+        place(session, item)
         return
     settled = max((reading.id for reading in standing if reading.adjudicates), default=0)
     newest = {reading.reader: reading.verdict for reading in standing if reading.id >= settled}
@@ -497,6 +498,7 @@ def _settle(session: Session, item: Item) -> None:
         verdict = next(reading.verdict for reading in standing if reading.id == settled)
     item.state = State.CONFIRMED if verdict == "confirmed" else State.REJECTED
     item.unread = False
+    place(session, item)
 
 
 def _again(

@@ -150,6 +150,23 @@ class Item(Base):
     )
 
 
+class ItemNote(Base):
+    """A note of an item beside its place in the reading order, for the filter by notes.
+
+    A copy of what stands in :class:`Item`, written with it: a rare note among a million items
+    is found by an index only if the index holds the order, too.
+    """
+
+    __tablename__ = "item_notes"
+
+    item_id: Mapped[int] = mapped_column(ForeignKey("items.id"), primary_key=True)
+    code: Mapped[str] = mapped_column(String(64), primary_key=True)
+    unread: Mapped[bool] = mapped_column(Boolean)
+    rank_at: Mapped[dt.datetime] = mapped_column(UtcDateTime)
+
+    __table_args__ = (Index("ix_item_notes_order", "code", unread.desc(), "rank_at", "item_id"),)
+
+
 class ScoreRecord(Base):
     """What one model version said of one item; at most once."""
 

@@ -12,6 +12,9 @@ depends_on = None
 
 FILTERED = ("flagged", "modality", "view_position", "calling_ae_title", "disagreement", "blind")
 
+ELEMENTS = {"sqlite": "json_each", "postgresql": "json_array_elements_text"}
+"""What gives the elements of a JSON array."""
+
 SEARCHED = {
     "ix_items_accession": "accession_number",
     "ix_items_name": "name_key",
@@ -61,6 +64,22 @@ def upgrade() -> None:
         sa.Column("reading_id", key, sa.ForeignKey("readings.id"), nullable=False),
         sa.Column("answered_at", sa.DateTime, nullable=False),
     )
+    op.create_table(
+        "item_notes",
+        sa.Column("item_id", key, sa.ForeignKey("items.id"), primary_key=True),
+        sa.Column("code", sa.String(64), primary_key=True),
+        sa.Column("unread", sa.Boolean, nullable=False),
+        sa.Column("rank_at", sa.DateTime, nullable=False),
+    )
+    op.create_index(
+        "ix_item_notes_order", "item_notes", ["code", sa.text("unread DESC"), "rank_at", "item_id"]
+    )
+    op.execute(
+        # The only part that is not a literal is one of the two functions above.
+        "INSERT INTO item_notes (item_id, code, unread, rank_at) "  # noqa: S608
+        "SELECT DISTINCT items.id, noted.value, items.unread, items.rank_at "
+        f"FROM items, {ELEMENTS[op.get_bind().dialect.name]}(items.notes) AS noted"
+    )
     for name in FILTERED:
         op.create_index(
             f"ix_items_{name}", "items", [name, sa.text("unread DESC"), "rank_at", "id"]
@@ -81,6 +100,7 @@ def downgrade() -> None:
     op.drop_index("ix_items_accession", "items")
     for name in FILTERED:
         op.drop_index(f"ix_items_{name}", "items")
+    op.drop_table("item_notes")
     op.drop_table("answered_requests")
     op.drop_table("withdrawals")
     for table, added in columns().items():
