@@ -11,8 +11,8 @@ APT := $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 # A command of each Debian package that the tests need, and the packages.
-PROGRAMS := dcmsend dciodvfy pg_lsclusters ps /usr/sbin/Orthanc openssl
-PACKAGES := dcmtk dicom3tools postgresql procps orthanc openssl
+PROGRAMS := dcmsend dciodvfy pg_lsclusters ps /usr/sbin/Orthanc openssl chromium
+PACKAGES := dcmtk dicom3tools postgresql procps orthanc openssl chromium
 
 .PHONY: demo test lint pytest bench samples clean
 

@@ -141,6 +141,7 @@ def worklist(config: Config) -> Worklist:
         config.worklist_url,
         [Route(there.name, _TAKEN[there.kind]) for there in config.destinations],
         config.audit_anchor,
+        config.blind_sample,
     )
 
 

@@ -171,7 +171,7 @@ def show(config: Config, uid: str, *, as_json: bool) -> None:
 
     with_database = app.worklist(config)
     item = with_database.item(uid)
-    readings = with_database.readings(uid)
+    readings = with_database.readings.of(uid)
     journal = with_database.journal(uid)
     if as_json:
         content = item.as_json() | {
@@ -201,12 +201,59 @@ def show(config: Config, uid: str, *, as_json: bool) -> None:
 def read(config: Config, uid: str, verdict: Any, reader: str) -> None:
     """Record that a radiologist sees the finding, or does not."""
     from triage import app
+    from triage.worklist.readings import Said
 
-    name = reader.strip()
-    if not 1 <= len(name) <= 64 or not name.isprintable():
-        raise click.BadParameter("give 1 to 64 printable characters", param_hint="--reader")
-    state = app.worklist(config).read(uid, verdict, name)
-    click.echo(f"{uid} is {state}")
+    try:
+        said = Said(verdict, reader.strip())
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--reader") from error
+    _, item = app.worklist(config).readings.add(uid, said)
+    click.echo(f"{uid} is {item.state}")
+
+
+@main.group()
+def readings() -> None:
+    """Readings in bulk, as CSV."""
+
+
+@readings.command("import")
+@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--dry-run", is_flag=True, help="Only say what would become of each line.")
+@click.pass_obj
+def readings_import(config: Config, file: Path, *, dry_run: bool) -> None:
+    """Take readings from a CSV file, such as labels from reports: all lines or none."""
+    from triage import app
+
+    try:
+        # The mark that some programs put before UTF-8 is none of the heading.
+        with file.open(encoding="utf-8-sig", newline="") as lines:
+            reports = app.worklist(config).readings.take(lines, OPERATOR, dry_run=dry_run)
+    except OSError as error:
+        raise TriageError(f"{file} cannot be read: {error.strerror}") from error
+    wrong = [report for report in reports if report.problem]
+    for report in wrong:
+        click.echo(f"line {report.line}: {_printable(report.sop_instance_uid)}: {report.problem}")
+    if dry_run:
+        click.echo(f"{len(reports) - len(wrong)} can be taken, {len(wrong)} not; nothing was taken")
+    else:
+        click.echo(f"{len(reports)} readings taken")
+    if wrong:
+        sys.exit(1)
+
+
+@readings.command("export")
+@click.argument("file", type=click.File("w", encoding="utf-8", lazy=False), default="-")
+@click.pass_obj
+def readings_export(config: Config, file: Any) -> None:
+    """Write all readings to a CSV file, or to standard output."""
+    import csv
+
+    from triage import app
+    from triage.worklist.readings import EXPORTED
+
+    rows = csv.DictWriter(file, EXPORTED, lineterminator="\n")
+    rows.writeheader()
+    rows.writerows(app.worklist(config).readings.export(OPERATOR))
 
 
 @main.group()

@@ -229,6 +229,21 @@ def _on_this_machine(host: str) -> bool:
         return False
 
 
+def _viewer_url(value: str) -> str:
+    if not value:
+        return value
+    try:
+        tried = value.format(study_instance_uid="1.2", accession_number="A")
+        parts = urlsplit(tried)
+    except (LookupError, ValueError) as error:
+        raise ValueError(
+            "between braces stand only study_instance_uid and accession_number"
+        ) from error
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ValueError("write https://HOST/...{study_instance_uid}")
+    return value
+
+
 class Config(BaseModel):
     """Every setting, valid by construction.
 
@@ -304,6 +319,17 @@ class Config(BaseModel):
     ] = Field(
         default=(),
         description="Addresses of the proxies that do TLS for the page; only they get an answer.",
+    )
+    viewer_url: Annotated[str, AfterValidator(_viewer_url)] = Field(
+        default="",
+        description="The site's own viewer, with {study_instance_uid} and {accession_number}.",
+    )
+    blind_sample: float = Field(
+        default=0.02,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Share of exams whose score is hidden until they are read, at random.",
     )
     session_idle_minutes: int = Field(
         default=60, ge=1, le=1_440, description="Who does nothing for so long is signed out."

@@ -11,6 +11,14 @@
     |   |-- SchemaError             the database's schema is not this program's
     |   |-- UnknownItem             no worklist item has that SOP Instance UID
     |   |-- NotReadable             the item has no score for a verdict to be about
+    |   |-- Changed                 the item is no longer what the reader was shown
+    |   |-- NoRevision              a reading does not say what the reader was shown
+    |   |-- TooLate                 the minute in which a reading can be withdrawn is over
+    |   |-- NoDisagreement          there is nothing to adjudicate
+    |   |-- UnknownReading          the item has no such reading
+    |   |-- KeyReused               an idempotency key came with another request
+    |   |-- BadCursor               a page is asked for by what is no place in the list
+    |   |-- BadImport               a file of readings has lines that cannot be taken
     |   |-- UnknownDelivery         no delivery has that number
     |   |-- UnknownCommitment       no request for Storage Commitment has that number
     |   |-- AccountError            an account cannot be made or changed so
@@ -95,6 +103,38 @@ class UnknownItem(WorklistError):
 
 class NotReadable(WorklistError):
     """The item has no score, so there is no finding to confirm or reject."""
+
+
+class Changed(WorklistError):
+    """The item is no longer what the reader was shown."""
+
+
+class NoRevision(WorklistError):
+    """A reading does not say which revision of the item the reader was shown."""
+
+
+class TooLate(WorklistError):
+    """The minute in which a reading can be withdrawn is over, or it is another's."""
+
+
+class NoDisagreement(WorklistError):
+    """There is nothing to adjudicate."""
+
+
+class UnknownReading(WorklistError):
+    """The item has no reading of that number."""
+
+
+class KeyReused(WorklistError):
+    """An idempotency key came with another request than the first time."""
+
+
+class BadCursor(WorklistError):
+    """A page is asked for by what is no place in the list."""
+
+
+class BadImport(WorklistError):
+    """A file of readings has lines that cannot be taken; nothing of it was."""
 
 
 class UnknownDelivery(WorklistError):

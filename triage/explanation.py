@@ -120,17 +120,44 @@ def paint(array: Array, heat_map: HeatMap, size: tuple[int, int]) -> Picture:
     ndarray of uint8, shape (rows, columns, 3)
     """
     grey = np.asarray(Image.fromarray(array).resize(size, Image.Resampling.BICUBIC))
+    heat, opacity = _laid(heat_map, size)
+    plain = np.repeat(np.clip(grey, 0.0, 1.0)[..., None] * 255.0, 3, axis=2)
+    painted = plain + opacity[..., None] * (colours(heat) - plain)
+    painted[_outline(heat >= 0.5)] = _RAMP[-1]
+    return np.asarray(np.rint(painted), np.uint8)
+
+
+def overlay(heat_map: HeatMap, size: tuple[int, int]) -> Picture:
+    """What :func:`paint` lays over a picture, to be laid over it elsewhere.
+
+    Parameters
+    ----------
+    heat_map : ndarray of float32, shape (16, 16), 0.0 to 1.0
+    size : tuple of two int
+        Columns and rows.
+
+    Returns
+    -------
+    ndarray of uint8, shape (rows, columns, 4)
+        Red, green, blue and opacity (0 lets the picture through, 255 hides it).
+    """
+    heat, opacity = _laid(heat_map, size)
+    painted = np.concatenate([colours(heat), 255.0 * opacity[..., None]], axis=2)
+    painted[_outline(heat >= 0.5)] = (*_RAMP[-1], 255.0)
+    return np.asarray(np.rint(painted), np.uint8)
+
+
+def _laid(
+    heat_map: HeatMap, size: tuple[int, int]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Heat against the greatest, about 0 to 1, and the opacity of its colour, 0 to 0.55."""
     heat = np.asarray(
         Image.fromarray(heat_map / np.float32(full_heat(heat_map))).resize(
             size, Image.Resampling.BICUBIC
         )
     )
     ramp = np.clip((heat - 0.15) / 0.5, 0.0, 1.0)
-    opacity = 0.55 * ramp * ramp * (3.0 - 2.0 * ramp)
-    plain = np.repeat(np.clip(grey, 0.0, 1.0)[..., None] * 255.0, 3, axis=2)
-    painted = plain + opacity[..., None] * (colours(heat) - plain)
-    painted[_outline(heat >= 0.5)] = _RAMP[-1]
-    return np.asarray(np.rint(painted), np.uint8)
+    return heat, np.asarray(0.55 * ramp * ramp * (3.0 - 2.0 * ramp))
 
 
 def colours(heat: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:

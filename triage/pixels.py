@@ -1,4 +1,4 @@
-"""From stored pixel values to the array that a network is shown.
+"""From stored pixel values to the array that a network is shown, and to what readers see.
 
 The way (PS3.3 C.11.1 and C.11.2, PS3.4 N.2): stored values, modality LUT or rescale, VOI
 LUT or window, polarity, what is hidden, contrast stretch, resize. The steps that act on one
@@ -15,6 +15,7 @@ import hashlib
 import json
 import struct
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -31,7 +32,7 @@ from pydicom.pixels.utils import pixel_array
 from pydicom.uid import UID, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLosslessSV1, RLELossless
 
 from triage.errors import PixelsError
-from triage.identity import value_of
+from triage.identity import numbers, value_of
 from triage.shutters import Mask, declared, margins
 
 SIDE = 256
@@ -130,6 +131,84 @@ def normalize(dataset: Dataset) -> Normalized:
     visible = declared(dataset, stored.values.shape, notes)
     array = _finish(stored, table, _padding(dataset, stored), visible)
     return Normalized(array, tuple(dict.fromkeys(notes)))
+
+
+@dataclass(frozen=True, slots=True)
+class Viewing:
+    """A picture as a reader is shown it: every grey that was stored, not yet windowed.
+
+    Attributes
+    ----------
+    values : ndarray of uint8 or uint16, shape (rows, columns)
+        Higher is brighter, whatever the Photometric Interpretation. Padding and what a
+        display shutter hides are 0.
+    black, white : float
+        The default window in units of ``values``: at and below the one a pixel is shown
+        black, at and above the other white; ``black < white``. The console's first window
+        where the header has one.
+    offset, scale : float
+        A value is ``offset + scale * value`` in units of the modality, in which windows are
+        told to people. Through a VOI LUT or a sigmoid, those of its output.
+    aspect : float
+        The height of a pixel over its width; 1 for nearly all.
+    """
+
+    values: npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+    black: float
+    white: float
+    offset: float
+    scale: float
+    aspect: float = 1.0
+
+
+def viewing(dataset: Dataset) -> Viewing:
+    """Make the picture that a reader is shown, at full size and full depth.
+
+    A linear window is left to the viewer, so that another one may be chosen. A VOI LUT and
+    a sigmoid (PS3.3 C.11.2.1.1, C.11.2.1.3.1) are looked up here: they are what the console
+    means the picture to look like, and the viewer's window works on what they give.
+
+    Parameters
+    ----------
+    dataset : pydicom.Dataset
+        As for :func:`normalize`.
+
+    Raises
+    ------
+    PixelsError
+        As :func:`normalize`; a picture of one grey is shown, and is not ``PICTURE_BLANK``.
+    """
+    unused: list[str] = []
+    stored = _decode(dataset)
+    places = stored.values.astype(np.int32) - stored.low if stored.low else stored.values
+    steps = np.arange(stored.low, stored.high + 1, dtype=np.float64)
+    modality = _modality(dataset, steps, unused)
+    window = _window(dataset)
+    table = _voi(dataset, modality, unused) if window is None else modality
+    curved = table is not modality
+    least, most = float(table.min()), float(table.max())
+    even = bool(np.allclose(np.diff(table, 2), 0.0, atol=1e-6 * max(most - least, 1e-9)))
+    top = len(table) - 1 if even else 65_535
+    scale = (most - least) / top or 1.0
+    shades = np.rint((table - least) / scale)
+    offset = least
+    if _inverted(dataset, unused):
+        shades, offset, scale = top - shades, most, -scale
+    visible = declared(dataset, places.shape, unused, devices=("Shutter",))
+    blank = _blank(stored, _padding(dataset, stored))
+    if window is not None:
+        black, white = sorted((end - offset) / scale for end in window)
+    elif curved:
+        black, white = 0.0, float(top)
+    else:
+        seen = places.ravel() if visible is None else places[visible]
+        black, white = _tails(shades, np.where(blank, 0, np.bincount(seen, minlength=len(table))))
+    shades[blank] = 0.0
+    levels = shades.astype(np.uint8) if top <= 255 else shades.astype(np.uint16)
+    values: npt.NDArray[np.uint8] | npt.NDArray[np.uint16] = levels[places]
+    if visible is not None:
+        values[~visible] = 0
+    return Viewing(values, black, max(white, black + 1.0), offset, scale, _aspect(dataset))
 
 
 def normalize_file(path: Path) -> Array:
@@ -317,6 +396,29 @@ def _voi(
     return values
 
 
+def _aspect(dataset: Dataset) -> float:
+    """Of a pixel, vertical over horizontal (PS3.3 C.7.6.3.1.7, 10.7.1.3)."""
+    for keyword in ("PixelSpacing", "ImagerPixelSpacing", "PixelAspectRatio"):
+        with suppress(ValueError):
+            down, across = numbers(dataset, keyword, count=2)
+            if down > 0 and across > 0 and 0.1 < down / across < 10:
+                return down / across
+    return 1.0
+
+
+def _window(dataset: Dataset) -> tuple[float, float] | None:
+    """The ends of the linear window that :func:`_voi` would use, in units of the modality."""
+    center, width = _number(dataset, "WindowCenter"), _number(dataset, "WindowWidth")
+    if value_of(dataset, "VOILUTSequence") or center is None or width is None:
+        return None
+    function = str(value_of(dataset, "VOILUTFunction") or "LINEAR").upper()
+    if function == "LINEAR_EXACT" and width > 0:
+        return center - width / 2, center + width / 2
+    if function == "LINEAR" and width >= 1:
+        return center - 0.5 - (width - 1) / 2, center - 0.5 + (width - 1) / 2
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class _Lut:
     first: int
@@ -384,6 +486,14 @@ def _padding(dataset: Dataset, stored: _Stored) -> tuple[int, int] | None:
     return min(ends), max(ends)
 
 
+def _blank(stored: _Stored, padding: tuple[int, int] | None) -> npt.NDArray[np.bool_]:
+    """For each possible stored value whether it is padding."""
+    blank = np.zeros(stored.high - stored.low + 1, np.bool_)
+    if padding is not None:
+        blank[max(padding[0] - stored.low, 0) : max(padding[1] - stored.low + 1, 0)] = True
+    return blank
+
+
 def _as_stored(value: int, stored: _Stored) -> int:
     """A padding value as its pixels come out of the decoder."""
     if stored.low < 0 <= stored.high < value:
@@ -402,9 +512,7 @@ def _finish(
     """Hide what shows no patient, stretch the contrast, look the picture up, resize it."""
     # Where each pixel's value stands in the table; signed 16 bits would overflow.
     places = stored.values.astype(np.int32) - stored.low if stored.low else stored.values
-    blank = np.zeros(len(table), np.bool_)
-    if padding is not None:
-        blank[max(padding[0] - stored.low, 0) : max(padding[1] - stored.low + 1, 0)] = True
+    blank = _blank(stored, padding)
     picture = _shown(places, table, blank, visible)
     box = margins(picture)
     if picture[box].size < picture.size:

@@ -137,10 +137,10 @@ class Worker:
             novelty = champion.quality.novelty.measure(normalized.array)
             if novelty > 1.0:
                 explanation = f"the picture's novelty is {novelty:.2f}, of training data at most 1"
-                self._refuse(claim, "NOT_LIKE_TRAINING", explanation, notes, exposure)
+                self._refuse(claim, "NOT_LIKE_TRAINING", explanation, notes, exposure, novelty)
                 return
         score = champion.scorer.score(normalized.array)
-        if self._worklist.scored(claim, score, notes, exposure):
+        if self._worklist.scored(claim, score, notes, exposure, novelty):
             self._log.info(
                 "scored",
                 action="scored",
@@ -158,8 +158,9 @@ class Worker:
         explanation: str,
         notes: tuple[str, ...] = (),
         exposure: str | None = None,
+        novelty: float | None = None,
     ) -> None:
-        if self._worklist.not_scored(claim, reason, explanation, notes, exposure):
+        if self._worklist.not_scored(claim, reason, explanation, notes, exposure, novelty):
             self._log.info(
                 "not scored",
                 action="not_scored",

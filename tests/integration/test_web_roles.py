@@ -30,6 +30,19 @@ NEEDS: dict[str, Role | None] = {
     "GET /account": Role.VIEWER,
     "POST /account/password": Role.VIEWER,
     "GET /api/v1/openapi.json": Role.VIEWER,
+    "GET /api/v1/session": Role.VIEWER,
+    "GET /api/v1/items": Role.VIEWER,
+    "GET /api/v1/items/{uid}": Role.VIEWER,
+    "GET /api/v1/items/{uid}/priors": Role.VIEWER,
+    "POST /api/v1/items/{uid}/readings": Role.READER,
+    "DELETE /api/v1/items/{uid}/readings/{reading_id}": Role.READER,
+    "GET /api/v1/adjudication": Role.VIEWER,
+    "GET /api/v1/models/{version}": Role.VIEWER,
+    "GET /api/v1/statistics": Role.VIEWER,
+    "GET /api/v1/operations": Role.OPERATOR,
+    "GET /api/v1/live": Role.VIEWER,
+    "POST /api/v1/readings/import": Role.OPERATOR,
+    "GET /api/v1/readings/export": Role.OPERATOR,
 }
 """What each route needs. ``{parameters}`` stand as in the route."""
 

@@ -29,6 +29,7 @@ from triage.worklist import (
     Worklist,
     WorklistItem,
 )
+from triage.worklist.readings import Said
 from triage.worklist.schema import open_engine
 from triage.worklist.tables import Event, Item, ScoreRecord
 
@@ -147,10 +148,10 @@ def test_a_quarantined_data_set_leaves_an_event(worklist: Worklist) -> None:
 def test_times_are_aware_utc(worklist: Worklist) -> None:
     """Received, scored, read and every event: close to now, in UTC."""
     enter(worklist, "1.2.3", HIGH_SCORE)
-    worklist.read("1.2.3", "confirmed", "dr")
+    worklist.readings.add("1.2.3", Said("confirmed", "dr"))
     item = worklist.item("1.2.3")
     assert item.scored_at is not None
-    times = [item.received_at, item.scored_at, worklist.readings("1.2.3")[0].read_at]
+    times = [item.received_at, item.scored_at, worklist.readings.of("1.2.3")[0].read_at]
     times += [entry.at for entry in worklist.journal("1.2.3")]
     assert {time.utcoffset() for time in times} == {dt.timedelta(0)}
     assert all(abs(dt.datetime.now(dt.UTC) - time) < dt.timedelta(minutes=1) for time in times)
@@ -218,7 +219,7 @@ def test_what_was_read_comes_last(worklist: Worklist) -> None:
     """With priority 0, though it was flagged."""
     enter(worklist, "1.1", HIGH_SCORE)
     enter(worklist, "1.2", LOW_SCORE)
-    worklist.read("1.1", "confirmed", "dr")
+    worklist.readings.add("1.1", Said("confirmed", "dr"))
     assert order(worklist) == ["1.2", "1.1"]
     assert worklist.item("1.1").priority == 0
 
@@ -444,10 +445,10 @@ def test_a_version_scores_an_item_once(worklist: Worklist, engine: Engine) -> No
 def test_readings_are_appended_and_the_state_follows_the_latest(worklist: Worklist) -> None:
     """Each keeps who, when, verdict, sampling and what was shown."""
     enter(worklist, "1.1", HIGH_SCORE)
-    assert worklist.read("1.1", "confirmed", "Dr. A") is State.CONFIRMED
-    assert worklist.read("1.1", "rejected", "Dr. B") is State.REJECTED
+    assert worklist.readings.add("1.1", Said("confirmed", "Dr. A"))[1].state is State.CONFIRMED
+    assert worklist.readings.add("1.1", Said("rejected", "Dr. B"))[1].state is State.REJECTED
     assert worklist.item("1.1").state is State.REJECTED
-    readings = worklist.readings("1.1")
+    readings = worklist.readings.of("1.1")
     assert [(r.reader, r.verdict) for r in readings] == [
         ("Dr. A", "confirmed"),
         ("Dr. B", "rejected"),
@@ -464,15 +465,15 @@ def test_readings_are_appended_and_the_state_follows_the_latest(worklist: Workli
 def test_a_reading_keeps_what_its_reader_was_shown(worklist: Worklist, engine: Engine) -> None:
     """A later score of a newer version changes no earlier reading."""
     enter(worklist, "1.1", LOW_SCORE)
-    worklist.read("1.1", "confirmed", "Dr. A")
+    worklist.readings.add("1.1", Said("confirmed", "Dr. A"))
     with engine.begin() as connection:
         connection.execute(
             update(Item).values(score=0.7, threshold=0.6, flagged=True, model_version="cnn-2")
         )
-    worklist.read("1.1", "confirmed", "Dr. A")
+    worklist.readings.add("1.1", Said("confirmed", "Dr. A"))
     shown = [
         (r.shown_score, r.shown_threshold, r.shown_model_version, r.sampling)
-        for r in worklist.readings("1.1")
+        for r in worklist.readings.of("1.1")
     ]
     assert shown == [(0.1, 0.5, "cnn-1", "unflagged"), (0.7, 0.6, "cnn-2", "flagged")]
 
@@ -481,13 +482,13 @@ def test_what_has_no_score_cannot_be_read(worklist: Worklist) -> None:
     """RECEIVED, NOT_SCORED: refused with the state and the reason, and nothing is recorded."""
     enter(worklist, "1.1")
     with pytest.raises(NotReadable, match="RECEIVED"):
-        worklist.read("1.1", "confirmed", "dr")
+        worklist.readings.add("1.1", Said("confirmed", "dr"))
     claim = worklist.claim("w")
     assert claim is not None
     worklist.not_scored(claim, "NOT_CHEST", "a hand")
     with pytest.raises(NotReadable, match=r"NOT_SCORED.*NOT_CHEST"):
-        worklist.read("1.1", "rejected", "dr")
-    assert worklist.readings("1.1") == []
+        worklist.readings.add("1.1", Said("rejected", "dr"))
+    assert worklist.readings.of("1.1") == []
     assert actions(worklist, "1.1") == ["RECEIVED", "NOT_SCORED"]
 
 
@@ -497,7 +498,7 @@ def test_an_unknown_uid_is_said_to_be_unknown(worklist: Worklist) -> None:
         worklist.item,
         worklist.journal,
         worklist.readings,
-        lambda uid: worklist.read(uid, "confirmed", "dr"),
+        lambda uid: worklist.readings.add(uid, Said("confirmed", "dr")),
     ):
         with pytest.raises(UnknownItem, match=r"1\.2\.3") as caught:
             ask("1.2.3\x1b[31m\n")
@@ -522,7 +523,7 @@ def test_the_view_has_the_documented_columns_and_agrees_with_the_worklist(
     enter(worklist, "1.2", HIGH_SCORE)
     enter(worklist, "1.3", LOW_SCORE, ordered="STAT")
     enter(worklist, "1.4", HIGH_SCORE)
-    worklist.read("1.4", "rejected", "dr")
+    worklist.readings.add("1.4", Said("rejected", "dr"))
     enter(worklist, "1.5")
     claim = worklist.claim("w")
     assert claim is not None
@@ -561,7 +562,7 @@ def test_events_hold_no_patient_data(worklist: Worklist, engine: Engine) -> None
     """Neither patient ID nor accession number, after every kind of move."""
     enter(worklist, "1.1", HIGH_SCORE)
     worklist.quarantined("1.1", "cd", "CONSOLE")
-    worklist.read("1.1", "confirmed", "dr")
+    worklist.readings.add("1.1", Said("confirmed", "dr"))
     enter(worklist, "1.2")
     for _ in range(MAX_ATTEMPTS):
         claim = worklist.claim("w")
@@ -591,7 +592,7 @@ def test_a_database_that_fails_is_told_in_one_line_without_data(
         lambda: worklist.receive(arrival("1.2")),
         lambda: worklist.claim("w"),
         worklist.items,
-        lambda: worklist.read("1.1", "confirmed", "dr"),
+        lambda: worklist.readings.add("1.1", Said("confirmed", "dr")),
     ):
         with pytest.raises(WorklistError) as caught:
             ask()

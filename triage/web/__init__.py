@@ -8,19 +8,24 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.templating import Jinja2Templates
 from starlette.middleware import Middleware
+from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 
 from triage import __version__
 from triage.config import Config
+from triage.errors import ModelError
 from triage.registry import ModelVersion, Registry
 from triage.scoring import Scorer
 from triage.spool import Spool
-from triage.web import problems, signin
+from triage.web import api, pages, problems, signin
 from triage.web.headers import BodyLimit, Headers
+from triage.web.live import Live
+from triage.web.pictures import Pictures
 from triage.web.provider import Provider
 from triage.web.signin import require
 from triage.worklist import Worklist
@@ -89,8 +94,43 @@ def build(site: Site) -> FastAPI:
     )
     app.state.site = site
     app.state.templates = Jinja2Templates(FOLDER / "templates")
+    app.state.pictures = Pictures(site.spool, site.models, site.scorer)
     app.state.provider = Provider(site.config) if site.config.oidc_issuer else None
     problems.install(app)
-    app.mount("/static", StaticFiles(directory=FOLDER / "static"), name="static")
+    app.mount("/static", _Static(directory=FOLDER / "static"), name="static")
     app.include_router(signin.router)
+    app.include_router(pages.router)
+    app.include_router(api.router)
+    app.state.live = Live(site.worklist, site.stop)
+    app.state.calibrated = _calibrated(site.models)
     return app
+
+
+class _Static(StaticFiles):
+    """Style and scripts: kept by browsers, and asked for again with each page.
+
+    So a page of one version never runs the scripts of another.
+    """
+
+    def file_response(self, *args: Any, **options: Any) -> Response:
+        """A file, or that it is still the same."""
+        response = super().file_response(*args, **options)
+        response.headers["Cache-Control"] = "no-cache"
+        return response
+
+
+def _calibrated(models: Registry) -> Callable[[str | None], bool]:
+    """Tells of a model version whether it states that its probabilities are calibrated."""
+    known: dict[str, bool] = {}
+
+    def states(version: str | None) -> bool:
+        if version is None:
+            return False
+        if version not in known:
+            try:
+                known[version] = "calibration" in models.version(version).description
+            except ModelError:  # the version was removed since it scored
+                return False
+        return known[version]
+
+    return states

@@ -52,7 +52,7 @@ FORMS = ("/sign-out", "/account/password")
 BEFORE_CHANGE = ("/account", "/account/password", "/sign-out")
 """All that is open while the password is a one-time password."""
 
-PASSIVE = ("/api/v1/live",)
+PASSIVE = ("/api/v1/live", "/api/v1/operations")
 """A page that only listens is not somebody at work: the idle time runs on."""
 
 STREAM_CHECK_SECONDS = 15.0

@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session, aliased
 from triage.errors import UnknownDelivery
 from triage.scoring import Score, Verdict
 from triage.worklist.journal import journal, now
-from triage.worklist.tables import Delivery, Item, Reading, ScoreRecord
+from triage.worklist.tables import Delivery, Item, Reading, ScoreRecord, Withdrawal
 
 DELIVERY_LEASE = dt.timedelta(minutes=5)
 """Longer than building and sending one result takes; after it, another may try."""
@@ -192,8 +192,12 @@ def enqueue(
     kinds: Sequence[ResultKind],
     score: ScoreRecord,
     reading: Reading | None = None,
+    pause: dt.timedelta = dt.timedelta(0),
 ) -> None:
-    """Make the deliveries of a score or a reading, in the transaction that records it."""
+    """Make the deliveries of a score or a reading, in the transaction that records it.
+
+    They are due after a pause, in which a reading may still be withdrawn.
+    """
     session.flush()  # gives the new rows their keys
     at = now()
     session.add_all(
@@ -206,7 +210,7 @@ def enqueue(
             state=DeliveryState.PENDING,
             attempts=0,
             created_at=at,
-            next_attempt_at=at,
+            next_attempt_at=at + pause,
             error="",
         )
         for route in routes
@@ -434,10 +438,12 @@ def _claim(session: Session, delivery: Delivery, worker: str) -> DeliveryClaim:
     score = session.get_one(ScoreRecord, delivery.score_id)
     readings = session.scalars(
         select(Reading)
+        .outerjoin(Withdrawal, Withdrawal.reading_id == Reading.id)
         .where(
             Reading.item_id == score.item_id,
             Reading.shown_model_version == score.model_version,
             Reading.id <= (delivery.reading_id or 0),
+            Withdrawal.reading_id.is_(None),
         )
         .order_by(Reading.id)
     )

@@ -18,6 +18,8 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    false,
+    text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -55,6 +57,14 @@ _Key = BigInteger().with_variant(Integer, "sqlite")
 
 class Base(DeclarativeBase):
     """Base of all tables."""
+
+
+SEARCHED = {
+    "ix_items_accession": "accession_number",
+    "ix_items_name": "name_key",
+    "ix_items_patient_id": "patient_id",
+}
+"""Indexes that find the beginning of a text."""
 
 
 class Item(Base):
@@ -105,12 +115,56 @@ class Item(Base):
 
     picture_hash: Mapped[str | None] = mapped_column(String(64))
     """Of :func:`triage.quality.picture_hash`; null where no picture was looked at."""
+    patient_name: Mapped[str] = mapped_column(String(256), default="", server_default=text("''"))
+    """As sent, its component groups with `=` between (PS3.5 6.2.1)."""
+    name_key: Mapped[str] = mapped_column(String(256), default="", server_default=text("''"))
+    """The name in lower case, for searching."""
+    novelty: Mapped[float | None] = mapped_column(Float)
+    """Of :meth:`triage.novelty.Novelty.measure`; null where it was not measured."""
+
+    blind: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
+    """Drawn into the random sample: who has not read it is not shown its score."""
+    disagreement: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
+    """Two readers' verdicts differ, and nobody has adjudicated."""
+    readings_count: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
+    """Of readings that were not withdrawn."""
+    revision: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
+    """Grows with everything that a reading could have been about."""
 
     __table_args__ = (
         Index("ix_items_reading_order", unread.desc(), "rank_at", "id"),
         Index("ix_items_state", "state", "rank_at", "id"),
         Index("ix_items_patient", "patient_id", "received_at"),
+        # Each filter of the page, so that no rare value makes it read the whole table.
+        Index("ix_items_flagged", "flagged", unread.desc(), "rank_at", "id"),
+        Index("ix_items_modality", "modality", unread.desc(), "rank_at", "id"),
+        Index("ix_items_view_position", "view_position", unread.desc(), "rank_at", "id"),
+        Index("ix_items_calling_ae_title", "calling_ae_title", unread.desc(), "rank_at", "id"),
+        Index("ix_items_disagreement", "disagreement", unread.desc(), "rank_at", "id"),
+        Index("ix_items_blind", "blind", unread.desc(), "rank_at", "id"),
+        *(
+            Index(name, column, postgresql_ops={column: "text_pattern_ops"})
+            for name, column in SEARCHED.items()
+        ),
+        Index("ix_items_received", "received_at"),
     )
+
+
+class ItemNote(Base):
+    """A note of an item beside its place in the reading order, for the filter by notes.
+
+    A copy of what stands in :class:`Item`, written with it: a rare note among a million items
+    is found by an index only if the index holds the order, too.
+    """
+
+    __tablename__ = "item_notes"
+
+    item_id: Mapped[int] = mapped_column(ForeignKey("items.id"), primary_key=True)
+    code: Mapped[str] = mapped_column(String(64), primary_key=True)
+    unread: Mapped[bool] = mapped_column(Boolean)
+    rank_at: Mapped[dt.datetime] = mapped_column(UtcDateTime)
+
+    __table_args__ = (Index("ix_item_notes_order", "code", unread.desc(), "rank_at", "item_id"),)
 
 
 class ScoreRecord(Base):
@@ -139,10 +193,44 @@ class Reading(Base):
     verdict: Mapped[str] = mapped_column(String(16))
     read_at: Mapped[dt.datetime] = mapped_column(UtcDateTime)
     sampling: Mapped[str] = mapped_column(String(16))
-    """How the item came to be read: ``flagged`` or ``unflagged``."""
+    """How the item came to be read: ``flagged``, ``unflagged`` or ``random``."""
     shown_score: Mapped[float] = mapped_column(Float)
     shown_threshold: Mapped[float] = mapped_column(Float)
     shown_model_version: Mapped[str] = mapped_column(String(128))
+    blinded: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
+    """Whether score and flag were hidden from the reader until the verdict."""
+    comment: Mapped[str] = mapped_column(Text, default="", server_default=text("''"))
+    location_x: Mapped[float | None] = mapped_column(Float)
+    """Of the finding in the stored picture: 0 left to 1 right."""
+    location_y: Mapped[float | None] = mapped_column(Float)
+    """0 top to 1 bottom."""
+    adjudicates: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
+    """Whether it settles a disagreement."""
+    source: Mapped[str] = mapped_column(
+        String(16), default="command", server_default=text("'command'")
+    )
+    """Where it was said: ``page``, ``command`` or ``import``."""
+
+
+class Withdrawal(Base):
+    """A reading that its reader took back within the minute."""
+
+    __tablename__ = "withdrawals"
+
+    reading_id: Mapped[int] = mapped_column(ForeignKey("readings.id"), primary_key=True)
+    withdrawn_at: Mapped[dt.datetime] = mapped_column(UtcDateTime)
+
+
+class AnsweredRequest(Base):
+    """A request that a client named with an idempotency key, and what came of it."""
+
+    __tablename__ = "answered_requests"
+
+    account: Mapped[str] = mapped_column(String(64), primary_key=True)
+    key: Mapped[str] = mapped_column(String(128), primary_key=True)
+    fingerprint: Mapped[str] = mapped_column(String(64))
+    reading_id: Mapped[int] = mapped_column(ForeignKey("readings.id"))
+    answered_at: Mapped[dt.datetime] = mapped_column(UtcDateTime)
 
 
 class Delivery(Base):
