@@ -54,7 +54,7 @@ def varied(picture: Bytes, side: int, random: np.random.Generator) -> Array:
         array = _noisy(array, random)
     if random.random() < 0.4:
         array = _cut_out(array, random)
-    return np.clip(array, 0.0, 1.0)
+    return np.asarray(np.clip(array, 0.0, 1.0), np.float32)
 
 
 def _placed(image: Image.Image, side: int, random: np.random.Generator) -> Image.Image:

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
-from training.augment import Bytes, varied
+from training.augment import varied
 from training.efficientnet import WORKS_AT, freeze, imagenet, trainee
 from training.versions import replace
 from triage.errors import DataError
@@ -15,6 +15,15 @@ from triage.errors import DataError
 BATCH = 32
 PEAK, WARM_UP, DECAY = 5e-4, 0.15, 1e-2
 SMOOTHING = 0.05
+RECIPE = {
+    "start": "ImageNet weights; stem, first three blocks and depthwise kernels stay",
+    "batch": BATCH,
+    "optimizer": f"AdamW, one cycle up to {PEAK}, weight decay {DECAY}",
+    "loss": f"cross-entropy, classes weighted equally, labels smoothed by {SMOOTHING}",
+    "pictures": "a new copy of each picture in each epoch, see training/augment.py",
+}
+"""For ``model.json``."""
+
 LAST, HISTORY = "last.keras", "history.json"
 
 
