@@ -59,6 +59,7 @@ class Varied(keras.utils.PyDataset):  # type: ignore[misc]
         return copies[..., None], labels.astype(np.float32)[:, None], self._weights[labels]
 
     def on_epoch_end(self) -> None:
+        """Draw anew."""
         self._epoch += 1
         self._shuffle()
 
