@@ -28,7 +28,7 @@ lint: $(VENV)/tests
 	$(BIN)/lint-imports
 
 pytest: $(VENV)/tests $(VENV)/programs
-	$(BIN)/python -m pytest $(PYTEST)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(PYTEST)
 
 bench: $(VENV)/tests $(VENV)/programs
 	$(BIN)/python -m tests.benchmarks

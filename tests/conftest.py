@@ -1,6 +1,7 @@
 """Fixtures: databases, homes and running services, all of them real."""
 
 import os
+import random
 import shutil
 import signal
 import socket
@@ -9,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,11 +26,25 @@ ROOT = Path(__file__).parent.parent
 SAMPLES = ROOT / "sample_dicom"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _programs_of_the_system() -> None:
+    """`storescu` is DCMTK's: in an activated environment it would be pynetdicom's."""
+    own = str(Path(sys.executable).parent)
+    folders = os.environ["PATH"].split(os.pathsep)
+    os.environ["PATH"] = os.pathsep.join(folder for folder in folders if folder != own)
+
+
 def free_port() -> int:
-    """A TCP port on loopback that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port on loopback that nobody listens on.
+
+    Below the ports that the system hands out by itself, which another process might get
+    before whoever asked here listens.
+    """
+    while True:
+        port = random.randint(15_000, 31_999)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def wait_for(what: Callable[[], object], seconds: float = 30.0) -> None:
@@ -71,7 +87,7 @@ class Service:
         """Its storage SCP."""
         return Destination("127.0.0.1", self.port, "TRIAGE")
 
-    def start(self, *arguments: str) -> None:
+    def start(self, *arguments: str, wait: bool = True) -> None:
         """Start it and wait for its C-ECHO."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -81,7 +97,8 @@ class Service:
                 stdin=subprocess.DEVNULL,
                 stderr=log,
             )
-        wait_for(self.answers)
+        if wait:
+            wait_for(self.answers)
 
     def answers(self) -> bool:
         """Whether the receiver answers C-ECHO."""

@@ -1,5 +1,6 @@
 """The composition root: from a :class:`Config` to wired parts."""
 
+import ctypes
 import datetime as dt
 import fcntl
 import logging
@@ -31,9 +32,11 @@ from triage.worklist.deliveries import ResultKind, Route
 from triage.worklist.schema import HEAD, migrate, open_engine
 
 if TYPE_CHECKING:
+    from pydicom.uid import UID
     from structlog.types import Processor
 
     from triage.quality import Quality
+    from triage.scp import Door
     from triage.sinks import Sink
     from triage.worker import Champion
 
@@ -153,22 +156,76 @@ def registry(config: Config) -> Registry:
 
 def receive(config: Config, stop: threading.Event) -> None:
     """Be the receiver until told to stop."""
+    from triage.decoders import Proving
+
+    _give_memory_back()
+    # The decoders are tried in another process while this one opens the database.
+    proving = Proving()
     from triage.scp import Receiver
 
     with _only_receiver(config):
+        with_database = worklist(config)
         receiver = Receiver(
             config.ae_title,
-            (config.dicom_host, config.dicom_port),
+            _door(config, proving.outcome()),
             config.max_associations,
             config.idle_seconds,
             Spool(config.spool_folder),
-            worklist(config),
+            with_database,
+            config.max_object_mb * 1_000_000,
+            config.max_arriving_mb * 1_000_000,
         )
         receiver.start()
         try:
             stop.wait()
         finally:
             receiver.stop()
+
+
+def _give_memory_back() -> None:
+    """Let what a large data set took go back to the system when it is freed.
+
+    glibc learns from the first large blocks to keep such memory, in an arena for each
+    thread: with many consoles a multiple of what is in use (mallopt(3), M_MMAP_THRESHOLD).
+    """
+    with suppress(AttributeError, OSError):  # another C library has no such habit
+        ctypes.CDLL(None).mallopt(-3, 1_000_000)
+
+
+def _door(config: Config, outcome: Mapping["UID", str]) -> "Door":
+    """Where to listen, whom to admit and what to offer."""
+    from triage.decoders import LIBRARIES
+    from triage.scp import TRANSFER_SYNTAXES, Door
+    from triage.transport import tls_context
+
+    log = structlog.get_logger("scp")
+    for syntax in TRANSFER_SYNTAXES:
+        if outcome[syntax]:
+            log.error(
+                "not offered",
+                action="transfer_syntax_not_offered",
+                transfer_syntax=syntax.name,
+                transfer_syntax_uid=str(syntax),
+                advice=f"its decoder is not proven: install or mend {LIBRARIES[syntax]}",
+                error=outcome[syntax],
+            )
+    offered = tuple(syntax for syntax in TRANSFER_SYNTAXES if not outcome[syntax])
+    if not offered:
+        raise ServiceError(
+            "no transfer syntax can be decoded here; the lines above say why: install "
+            "cxr-triage anew"
+        )
+    tls = None
+    if config.tls_certificate is not None and config.tls_key is not None:
+        tls = tls_context(config.tls_certificate, config.tls_key, config.tls_ca)
+    return Door(
+        (config.dicom_host, config.dicom_port) if config.dicom_port else None,
+        config.peers,
+        (config.dicom_host, config.tls_port) if tls else None,
+        tls,
+        frozenset(there.ae_title for there in config.commitment_peers),
+        offered,
+    )
 
 
 def score(config: Config, stop: threading.Event) -> None:
@@ -261,10 +318,28 @@ def _network(model: ModelVersion) -> Scorer:
     return Network(model)
 
 
+def commit(config: Config, stop: threading.Event) -> None:
+    """Report on Storage Commitment until told to stop; with nobody to report to, only wait."""
+    if not config.commitment_peers:
+        stop.wait()
+        return
+    from triage.commitment import Committer
+
+    with _name(config, "committer") as name:
+        Committer(
+            name,
+            config.ae_title,
+            worklist(config).commitments,
+            Spool(config.spool_folder),
+            config.commitment_peers,
+        ).run(stop)
+
+
 ROLES: dict[str, Callable[[Config, threading.Event], None]] = {
     "receive": receive,
     "score": score,
     "deliver": deliver,
+    "commit": commit,
 }
 """The parts of the service, each a process."""
 
@@ -287,11 +362,13 @@ def serve(config: Config, roles: Sequence[str], *, supervised: bool) -> None:
     if len(roles) == 1:
         ROLES[roles[0]](config, stop)
         return
+    # Else a process with nothing to do.
+    has_work = {"deliver": config.destinations, "commit": config.commitment_peers}
     Supervisor(
         {
             role: [sys.executable, "-m", "triage", "serve", "--roles", role, "--supervised"]
             for role in roles
-            if role != "deliver" or config.destinations  # else a process with nothing to do
+            if has_work.get(role, True)
         }
     ).run(stop)
 

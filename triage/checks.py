@@ -3,6 +3,8 @@
 import datetime as dt
 import os
 import shutil
+import socket
+import ssl
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,10 +18,13 @@ from triage.pixels import SIDE
 from triage.registry import Registry
 from triage.send import Destination, echo
 from triage.worklist import State, Worklist
+from triage.worklist.commitments import CommitmentState
 from triage.worklist.schema import HEAD
 
 LEAST_FREE_BYTES = 1_000_000_000
 LONGEST_WAIT = dt.timedelta(minutes=5)
+LONGEST_REPORT = dt.timedelta(hours=1)
+CERTIFICATE_NOTICE = dt.timedelta(days=30)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +57,8 @@ def check(config: Config) -> Iterator[Check]:
         "queue": _queue,
         "model": _model,
         "receiver": _receiver,
+        "tls": _tls,
+        "commitments": _commitments,
         "deliveries": _deliveries,
         "destinations": _destinations,
     }
@@ -114,11 +121,74 @@ def _model(config: Config) -> str:
     return f"{model.version} scores in {(time.perf_counter() - began) * 1000:.0f} ms"
 
 
+def _local(host: str) -> str:
+    """Where this machine reaches what listens on an address."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+
+
 def _receiver(config: Config) -> str:
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.dicom_host, config.dicom_host)  # noqa: S104
-    destination = Destination(host, config.dicom_port, config.ae_title)
+    if not config.dicom_port:
+        return "listens with TLS only (TRIAGE_DICOM_PORT is 0)"
+    destination = Destination(_local(config.dicom_host), config.dicom_port, config.ae_title)
     echo(destination, timeout=5.0)
     return f"{destination} answers C-ECHO"
+
+
+def _tls(config: Config) -> str:
+    if config.tls_certificate is None:
+        return "off: TRIAGE_TLS_CERTIFICATE is not set"
+    place = f"port {config.tls_port}"
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    # Not whom the world trusts: what is shown must be the certificate that is configured.
+    context.check_hostname = False
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    address = (_local(config.dicom_host), config.tls_port)
+    try:
+        context.load_verify_locations(config.tls_certificate)
+        with (
+            socket.create_connection(address, timeout=5.0) as connection,
+            context.wrap_socket(connection) as shown,
+        ):
+            until = ssl.cert_time_to_seconds(str((shown.getpeercert() or {})["notAfter"]))
+    except ssl.SSLCertVerificationError as error:
+        raise ServiceError(
+            f"the certificate on {place} is not valid ({error.verify_message}): renew "
+            f"{config.tls_certificate}, then start `triage serve` anew"
+        ) from error
+    except OSError as error:
+        raise ServiceError(
+            f"no TLS on {place} ({type(error).__name__}): see whether `triage serve` runs its "
+            "`receive` part, and its log"
+        ) from error
+    left = dt.timedelta(seconds=until - time.time())
+    if left < CERTIFICATE_NOTICE:
+        raise ServiceError(
+            f"the certificate on {place} is valid for {left.days} more days: renew "
+            f"{config.tls_certificate}, then start `triage serve` anew"
+        )
+    clients = "consoles need certificates" if config.tls_ca else "consoles need no certificate"
+    return f"{place} shows a certificate that is valid for {left.days} more days; {clients}"
+
+
+def _commitments(config: Config) -> str:
+    worklist = Worklist(config.worklist_url)
+    try:
+        counts = worklist.commitments.counts()
+        oldest = worklist.commitments.oldest_pending()
+    finally:
+        worklist.close()
+    parked = counts[CommitmentState.PARKED]
+    if parked:
+        raise ServiceError(
+            f"{parked} reports of Storage Commitment are PARKED: `triage commitments list --state "
+            "PARKED` shows why; mend it, then `triage commitments retry --all`"
+        )
+    if oldest is not None and dt.datetime.now(dt.UTC) - oldest > LONGEST_REPORT:
+        raise ServiceError(
+            f"a report of Storage Commitment waits since {oldest:%Y-%m-%d %H:%M} UTC: `triage "
+            "commitments list --state PENDING` shows why"
+        )
+    return f"{counts[CommitmentState.REPORTED]} reported, {counts[CommitmentState.PENDING]} pending"
 
 
 def _deliveries(config: Config) -> str:

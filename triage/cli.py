@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from triage import __version__
-from triage.config import Config, valid_ae_title
+from triage.config import Config
 from triage.errors import ConfigError, TriageError
+from triage.peers import valid_ae_title
 
 if TYPE_CHECKING:
     import datetime as dt
@@ -31,7 +32,7 @@ TABLE_ROWS = 50
 OPERATOR = "operator"
 """Who an event names when a command moved something."""
 
-SERVED = ("receive", "score", "deliver")
+SERVED = ("receive", "score", "deliver", "commit")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -64,7 +65,7 @@ def _roles(_context: click.Context, _parameter: click.Parameter, value: str) -> 
 @click.option("--supervised", is_flag=True, hidden=True)
 @click.pass_obj
 def serve(config: Config, roles: list[str], *, supervised: bool) -> None:
-    """Receive, score and deliver results until Ctrl-C or SIGTERM."""
+    """Receive, score, deliver results and vouch for images until Ctrl-C or SIGTERM."""
     from triage import app
 
     app.configure_logging(config)
@@ -101,6 +102,8 @@ def send(
     from triage.send import send as send_files
 
     app.configure_logging(config)
+    if not (port or config.dicom_port):
+        raise click.UsageError("give --port: the receiver's own is closed (TRIAGE_DICOM_PORT is 0)")
     destination = Destination(
         host or config.dicom_host, port or config.dicom_port, called_aet or config.ae_title
     )
@@ -202,6 +205,78 @@ def read(config: Config, uid: str, verdict: Any, reader: str) -> None:
         raise click.BadParameter("give 1 to 64 printable characters", param_hint="--reader")
     state = app.worklist(config).read(uid, verdict, name)
     click.echo(f"{uid} is {state}")
+
+
+@main.group()
+def commitments() -> None:
+    """What consoles asked us to vouch for, and whether they know the answer."""
+
+
+@commitments.command("list")
+@click.option("--json", "as_json", is_flag=True, help="A JSON array, newest first.")
+@click.option(
+    "--state",
+    type=click.Choice(["PENDING", "REPORTED", "PARKED"], case_sensitive=False),
+    help="Only transactions in this state.",
+)
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    help=f"At most so many. [default: {TABLE_ROWS} in the table, all with --json]",
+)
+@click.pass_obj
+def commitments_list(
+    config: Config, state: str | None, limit: int | None, *, as_json: bool
+) -> None:
+    """List Storage Commitment transactions, the newest first."""
+    from triage import app
+    from triage.worklist.commitments import CommitmentState
+
+    with_database = app.worklist(config).commitments
+    wanted = None if state is None else CommitmentState(state.upper())
+    records = with_database.records(wanted, limit if as_json or limit else TABLE_ROWS + 1)
+    if as_json:
+        click.echo(json.dumps([_plain(record) for record in records], indent=2))
+        return
+    shown = records[: limit or TABLE_ROWS]
+    table = _new_table(
+        "ID", "Requester", "Instances", "State", "Attempts", "Next attempt", "Transaction UID",
+        "Why not reported",
+    )  # fmt: skip
+    for record in shown:
+        table.add_row(
+            str(record.id),
+            record.requester,
+            str(record.instances),
+            record.state.value,
+            str(record.attempts),
+            "" if record.next_attempt_at is None else _time(record.next_attempt_at),
+            record.transaction_uid,
+            record.error,
+        )
+    _print(table)
+    if len(shown) < len(records):
+        click.echo(f"The newest {TABLE_ROWS}; --limit N shows more.")
+    if not records:
+        click.echo("No console has asked for Storage Commitment.")
+
+
+@commitments.command("retry")
+@click.argument("number", metavar="ID", type=click.IntRange(min=1), required=False)
+@click.option("--all", "all_parked", is_flag=True, help="Every parked report.")
+@click.pass_obj
+def commitments_retry(config: Config, number: int | None, *, all_parked: bool) -> None:
+    """Let a report, or every parked one, be attempted anew at once."""
+    from triage import app
+
+    if (number is None) != all_parked:
+        raise click.UsageError("give either the ID of a transaction or --all")
+    with_database = app.worklist(config).commitments
+    if number is None:
+        click.echo(f"{with_database.retry_parked()} parked reports will be attempted")
+        return
+    record = with_database.retry(number)
+    click.echo(f"the report of {record.id} to {record.requester} will be attempted")
 
 
 @main.group()
@@ -343,7 +418,7 @@ def check(config: Config) -> None:
     healthy = True
     for result in look(config):
         healthy = healthy and result.healthy
-        click.echo(f"{'ok  ' if result.healthy else 'FAIL'}  {result.part:10} {result.finding}")
+        click.echo(f"{'ok  ' if result.healthy else 'FAIL'}  {result.part:11} {result.finding}")
     if not healthy:
         sys.exit(1)
 

@@ -8,7 +8,7 @@ A variable beats the file, the file beats the default. The file is the one that
 import json
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -19,23 +19,17 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    InstanceOf,
     ValidationError,
     model_validator,
 )
 
 from triage.errors import ConfigError
+from triage.peers import Peer, Requester, valid_ae_title
 
 PREFIX = "TRIAGE_"
 FILE_VARIABLE = "TRIAGE_CONFIG"
 FILE_NAME = "triage.toml"
-
-
-def valid_ae_title(value: str) -> str:
-    """PS3.5 6.2, VR AE: 1 to 16 characters, no backslash or control character."""
-    title = value.strip(" ")
-    if not 1 <= len(title) <= 16 or "\\" in title or not title.isascii() or not title.isprintable():
-        raise ValueError("an AE title has 1 to 16 printable ASCII characters and no backslash")
-    return title
 
 
 def _absolute(value: Path) -> Path:
@@ -48,6 +42,19 @@ def _absolute(value: Path) -> Path:
 Port = Annotated[int, Field(ge=0, le=65_535)]
 PeerPort = Annotated[int, Field(ge=1, le=65_535)]
 AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
+OptionalPath = Annotated[AbsolutePath | None, BeforeValidator(lambda value: value or None)]
+
+
+def _entries(parse: Callable[[str], object]) -> BeforeValidator:
+    """Reads a list of texts, or one text with commas between them."""
+
+    def read(value: object) -> object:
+        texts = value.split(",") if isinstance(value, str) else value
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise ValueError("give texts, separated by commas in a variable, or a list of them")
+        return tuple(parse(text) for text in texts if text.strip())
+
+    return BeforeValidator(read)
 
 
 def _url(value: str) -> str:
@@ -176,7 +183,33 @@ class Config(BaseModel):
         min_length=1,
         description="Address to listen on; 0.0.0.0 lets consoles on the network in.",
     )
-    dicom_port: Port = Field(default=11_112, description="Port of the storage SCP.")
+    dicom_port: Port = Field(
+        default=11_112, description="Port of the SCP without TLS; 0 closes it, and leaves TLS."
+    )
+    tls_port: Annotated[int, Field(ge=1, le=65_535)] = Field(
+        default=2_762, description="Port of the SCP with TLS, once there is a certificate."
+    )
+    tls_certificate: OptionalPath = Field(
+        default=None, description="PEM file of our certificate and the intermediate ones."
+    )
+    tls_key: OptionalPath = Field(
+        default=None, description="PEM file of the certificate's key, without a password."
+    )
+    tls_ca: OptionalPath = Field(
+        default=None,
+        description="PEM file of who signs the consoles' certificates; with it, each needs one.",
+    )
+    peers: Annotated[tuple[InstanceOf[Peer], ...], _entries(Peer.parse)] = Field(
+        default=(),
+        description="Who may associate: AETITLE, AETITLE@ADDRESS, AETITLE@CIDR or *@CIDR; none "
+        "is this machine only.",
+    )
+    commitment_peers: Annotated[tuple[InstanceOf[Requester], ...], _entries(Requester.parse)] = (
+        Field(
+            default=(),
+            description="Where reports of Storage Commitment go: AETITLE@HOST:PORT of who asks.",
+        )
+    )
     web_port: Port = Field(default=8_080, description="Port of the worklist page.")
     database_url: str = Field(
         default="",
@@ -198,6 +231,16 @@ class Config(BaseModel):
         allow_inf_nan=False,
         description="An association silent for so long is aborted.",
     )
+    max_object_mb: int = Field(
+        default=512, ge=1, le=4_096, description="A larger data set is refused."
+    )
+    max_arriving_mb: int = Field(
+        default=1_024,
+        ge=1,
+        le=65_536,
+        description="Memory for all data sets that arrive at once; what exceeds it is refused.",
+    )
+
     destinations: Annotated[
         tuple[Annotated[Destination, Field(discriminator="kind")], ...],
         BeforeValidator(_from_json),
@@ -224,6 +267,26 @@ class Config(BaseModel):
         allow_inf_nan=False,
         description="The pause after a first failed attempt; it doubles, up to 15 minutes.",
     )
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> "Config":
+        certificate = self.tls_certificate is not None
+        if certificate != (self.tls_key is not None):
+            raise ValueError("tls_certificate and tls_key belong together: set both or none")
+        if self.tls_ca is not None and not certificate:
+            raise ValueError("tls_ca needs tls_certificate and tls_key")
+        if self.dicom_port == 0 and not certificate:
+            raise ValueError(
+                "dicom_port 0 leaves TLS only: set tls_certificate and tls_key, or a dicom_port"
+            )
+        if certificate and self.dicom_port == self.tls_port:
+            raise ValueError("dicom_port and tls_port are the same: TLS needs a port of its own")
+        if self.max_arriving_mb < self.max_object_mb:
+            raise ValueError("max_arriving_mb is less than max_object_mb")
+        titles = [each.ae_title for each in self.commitment_peers]
+        if len(titles) != len(set(titles)):
+            raise ValueError("commitment_peers names an AE title twice")
+        return self
 
     @classmethod
     def read(cls, environment: Mapping[str, str], folder: Path) -> "Config":
@@ -294,11 +357,17 @@ class Config(BaseModel):
     def shown(self) -> dict[str, str]:
         """Every setting as text by its variable's name, passwords hidden."""
         values = {
-            PREFIX + name.upper(): str(getattr(self, name)) for name in type(self).model_fields
+            PREFIX + name.upper(): _shown(getattr(self, name)) for name in type(self).model_fields
         }
         values["TRIAGE_DATABASE_URL"] = without_password(self.worklist_url)
         values["TRIAGE_DESTINATIONS"] = "; ".join(map(str, self.destinations)) or "none"
         return values
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return "" if value is None else str(value)
 
 
 def without_password(url: str) -> str:
@@ -323,7 +392,9 @@ def _toml(file: Path) -> dict[str, Any]:
 def _explain(error: ValidationError, sources: Mapping[str, str], known: tuple[str, ...]) -> str:
     """The first complaint, in one line that names the setting."""
     first = error.errors(include_url=False, include_context=False)[0]
-    name = str(first["loc"][0]) if first["loc"] else "?"
+    if not first["loc"]:  # of settings that do not fit together
+        return f"bad settings: {first['msg'].removeprefix('Value error, ')}"
+    name = str(first["loc"][0])
     where = sources.get(name, name)
     if name == "destinations":
         told = _explain_destination(first) if len(first["loc"]) > 1 else first["msg"]

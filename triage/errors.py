@@ -9,7 +9,8 @@
     |   |-- SchemaError             the database's schema is not this program's
     |   |-- UnknownItem             no worklist item has that SOP Instance UID
     |   |-- NotReadable             the item has no score for a verdict to be about
-    |   `-- UnknownDelivery         no delivery has that number
+    |   |-- UnknownDelivery         no delivery has that number
+    |   `-- UnknownCommitment       no request for Storage Commitment has that number
     |-- DicomError                  a data set or an association is not what it should be
     |-- DeliveryError               a destination has not taken a result; refused, or could not
     |-- ServiceError                a part of the service cannot start or go on
@@ -78,6 +79,10 @@ class NotReadable(WorklistError):
 
 class UnknownDelivery(WorklistError):
     """No delivery has the number that was asked for."""
+
+
+class UnknownCommitment(WorklistError):
+    """No request for Storage Commitment has the number that was asked for."""
 
 
 class DicomError(TriageError):

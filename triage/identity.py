@@ -73,6 +73,25 @@ class Instance:
         )
 
 
+HEADER_KEYWORDS = (
+    "SpecificCharacterSet",
+    "SOPInstanceUID",
+    "SOPClassUID",
+    "SeriesInstanceUID",
+    "StudyInstanceUID",
+    "PatientID",
+    "AccessionNumber",
+    "Modality",
+    "BodyPartExamined",
+    "ViewPosition",
+    "PatientAge",
+    "PatientSex",
+    "RequestedProcedurePriority",
+    "RequestAttributesSequence",
+)
+"""What :meth:`Instance.of` looks at; a reader may leave the rest."""
+
+
 def value_of(header: Dataset, keyword: str) -> Any:
     """An element's value; None if it is absent, empty or unreadable."""
     try:

@@ -158,7 +158,7 @@ def _decode(dataset: Dataset) -> _Stored:
             f"{rows:.0f} x {columns:.0f} pixels; at most {MAX_PIXELS} pixels are decoded",
         )
     try:
-        values = _pixels(dataset)
+        values = decoded(dataset)
     # A boundary: decoders written in C and C++ raise what they like on broken input.
     except Exception as error:
         raise PixelsError(
@@ -183,7 +183,7 @@ def _decode(dataset: Dataset) -> _Stored:
     return _Stored(np.clip(values, low, high), low, high)
 
 
-def _pixels(dataset: Dataset) -> npt.NDArray[np.integer]:
+def decoded(dataset: Dataset) -> npt.NDArray[np.integer]:
     """Decode; color as RGB.
 
     pydicom decodes neither the retired progressive JPEG, which img2dcm and old gateways

@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 from triage.errors import NotReadable, UnknownItem, WorklistError
 from triage.identity import Instance
 from triage.scoring import Priority, Score, Verdict, priority
+from triage.worklist.commitments import Commitments
 from triage.worklist.deliveries import Deliveries, ResultKind, Route, enqueue
 from triage.worklist.journal import journal as _journal
 from triage.worklist.journal import now as _now
@@ -177,6 +178,7 @@ class Worklist:
     Attributes
     ----------
     deliveries : Deliveries
+    commitments : Commitments
 
     Raises
     ------
@@ -189,6 +191,7 @@ class Worklist:
         self.deliveries = Deliveries(self._transaction)
         self._reading = open_engine(url, create=False)
         self._writing = self._reading.execution_options(**{WRITE: True})
+        self.commitments = Commitments(self._transaction)
         try:
             require_current(self._reading)
         except WorklistError:

@@ -10,10 +10,10 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from triage.errors import SchemaError, WorklistError
 
-HEAD = "0002"
+HEAD = "0003"
 """The schema revision of this program; the newest module in ``migrations/versions``."""
 
-REVISIONS = ("0001", "0002")
+REVISIONS = ("0001", "0002", "0003")
 """All revisions that this program knows, oldest first."""
 
 WRITE = "triage_write"

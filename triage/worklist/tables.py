@@ -183,6 +183,35 @@ class Delivery(Base):
     )
 
 
+class Commitment(Base):
+    """A request for Storage Commitment and the report that answers it (PS3.4 annex J)."""
+
+    __tablename__ = "commitments"
+
+    id: Mapped[int] = mapped_column(_Key, primary_key=True)
+    transaction_uid: Mapped[str] = mapped_column(String(64))
+    fingerprint: Mapped[str] = mapped_column(String(64))
+    """Of requester and instances: the same request again is the same row."""
+    requester: Mapped[str] = mapped_column(String(16))
+    """The AE title that asked and is called back."""
+    instances: Mapped[list[list[str]]] = mapped_column(JSON)
+    """SOP Class UID and SOP Instance UID of each instance."""
+    state: Mapped[str] = mapped_column(String(16))
+    attempts: Mapped[int] = mapped_column(Integer)
+    requested_at: Mapped[dt.datetime] = mapped_column(UtcDateTime)
+    next_attempt_at: Mapped[dt.datetime | None] = mapped_column(UtcDateTime)
+    """Also the end of a claim's lease."""
+    claimed_by: Mapped[str | None] = mapped_column(String(128))
+    reported_at: Mapped[dt.datetime | None] = mapped_column(UtcDateTime)
+    error: Mapped[str] = mapped_column(Text)
+    """Why the latest attempt failed; no patient data."""
+
+    __table_args__ = (
+        UniqueConstraint("transaction_uid", "fingerprint"),
+        Index("ix_commitments_due", "state", "requester", "next_attempt_at"),
+    )
+
+
 class Event(Base):
     """A move of an item, in order. Appended, never edited; no patient data."""
 
