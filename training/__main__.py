@@ -269,6 +269,36 @@ def stress(
         click.echo(f"{version.version}: the table is in {out}")
 
 
+@main.command()
+@click.option(
+    "--model",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    help="Folder of the model version.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    help="Markdown file; the reliability plot goes beside it as .svg.",
+)
+def card(model: Path, out: Path) -> None:
+    """Write a version's model card and its reliability plot."""
+    from training.calibrate import reliability_plot
+    from triage.card import card as card_of
+    from triage.registry import ModelVersion
+
+    version = ModelVersion.load(model)
+    text = card_of(version)
+    told = version.description.get("calibration")
+    if told is not None:
+        plot = out.with_suffix(".svg")
+        plot.write_text(reliability_plot(told["reliability"], told["reliability_copies"]), "utf-8")
+        text += f"\n![Reliability]({plot.name})\n"
+    out.write_text(text, "utf-8")
+    click.echo(f"{version.version}: the card is in {out}")
+
+
 def run() -> None:
     """Run a command; an error of ours becomes one line and an exit status."""
     run_command(main, "training")

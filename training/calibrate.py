@@ -101,3 +101,43 @@ def calibration_figure(
 ) -> Figure:
     """The calibration error with its interval, by bootstrap over patients."""
     return resampled({"ece": calibration_error}, labels, probabilities, patients, seed)["ece"]
+
+
+def reliability_plot(
+    originals: list[dict[str, float]], copies: list[dict[str, float]], side: int = 360
+) -> str:
+    """An SVG of the share of diseased over the mean probability, for originals and copies."""
+    edge = 44
+
+    def place(row: dict[str, float]) -> tuple[float, float]:
+        return edge + side * row["probability"], edge + side * (1 - row["diseased"])
+
+    def marks(rows: list[dict[str, float]], colour: str) -> str:
+        points = [place(row) for row in rows]
+        line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+        dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4"/>' for x, y in points)
+        return (
+            f'<g fill="{colour}" stroke="{colour}"><polyline points="{line}" fill="none" '
+            f'stroke-width="1.5"/>{dots}</g>'
+        )
+
+    end, middle, whole = edge + side, edge + side / 2, side + 2 * edge
+    ticks = "".join(
+        f'<text x="{edge + side * share:.0f}" y="{end + 16}" text-anchor="middle">{share}</text>'
+        f'<text x="{edge - 6}" y="{end - side * share + 4:.0f}" text-anchor="end">{share}</text>'
+        for share in (0, 0.5, 1)
+    )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {whole} {whole}" width="{whole}" '
+        'font-family="sans-serif" font-size="12">'
+        f'<rect width="{whole}" height="{whole}" fill="#fff"/>'
+        f'<rect x="{edge}" y="{edge}" width="{side}" height="{side}" fill="none" stroke="#999"/>'
+        f'<line x1="{edge}" y1="{end}" x2="{end}" y2="{edge}" stroke="#999" '
+        f'stroke-dasharray="4"/>{ticks}'
+        f'<text x="{middle}" y="{end + 34}" text-anchor="middle">probability</text>'
+        f'<text x="14" y="{middle}" text-anchor="middle" transform="rotate(-90 14 {middle})">'
+        "share with pneumonia</text>"
+        f"{marks(originals, '#1b6ca8')}{marks(copies, '#d1495b')}"
+        f'<text x="{edge + 10}" y="{edge + 20}" fill="#1b6ca8">out of fold</text>'
+        f'<text x="{edge + 10}" y="{edge + 36}" fill="#d1495b">changed copies</text></svg>\n'
+    )

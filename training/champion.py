@@ -22,7 +22,7 @@ from training.calibrate import (
     choose_threshold,
     reliability,
 )
-from training.dataset import Snapshot
+from training.dataset import Snapshot, published
 from training.efficientnet import EVIDENCE
 from training.evaluate import figures
 from training.exported import export, restore
@@ -191,6 +191,7 @@ def judge(
             "reliability": reliability(labels, probabilities),
             "reliability_copies": reliability(repeated, copies.ravel()),
         },
+        "failures": _failures(snapshot, probabilities, threshold),
         "threshold_rule": (
             f"best mean of sensitivity and specificity on copies as from other consoles, among "
             f"thresholds with sensitivity >= {WANTED_SENSITIVITY} out of fold"
@@ -206,6 +207,31 @@ def judge(
         },
     }
     return calibration, threshold, told
+
+
+def _failures(
+    snapshot: Snapshot, probabilities: npt.NDArray[np.float64], threshold: float
+) -> dict[str, Any]:
+    """How many are on the wrong side of the threshold, and which ones farthest."""
+    labels = snapshot.labels
+    flagged = probabilities >= threshold
+    missed, alarms = (
+        np.flatnonzero((labels == 1) & ~flagged),
+        np.flatnonzero((labels == 0) & flagged),
+    )
+    worst: list[np.int64] = []
+    # Names of unpublished pictures may name patients.
+    if published(snapshot.cases):
+        worst += list(missed[np.argsort(probabilities[missed])][:5])
+        worst += list(alarms[np.argsort(-probabilities[alarms])][:5])
+    return {
+        "missed": len(missed),
+        "false_alarms": len(alarms),
+        "worst": [
+            {"name": snapshot.cases[row].name, "probability": round(float(probabilities[row]), 4)}
+            for row in worst
+        ],
+    }
 
 
 def _subgroups(
