@@ -41,7 +41,7 @@ class Varied(keras.utils.PyDataset):  # type: ignore[misc]
         self._shuffle()
 
     def __len__(self) -> int:
-        return len(self._labels) // BATCH
+        return max(1, len(self._labels) // BATCH)
 
     def __getitem__(self, index: int) -> tuple[npt.NDArray[np.float32], ...]:
         rows = self._order[index * BATCH : (index + 1) * BATCH]
@@ -119,7 +119,7 @@ def train(
         keras.config.set_dtype_policy("float32")
         imagenet(network)
         freeze(network)
-        steps = epochs * (len(labels) // BATCH)
+        steps = epochs * max(1, len(labels) // BATCH)
         warm_up = int(WARM_UP * steps)
         rate = keras.optimizers.schedules.CosineDecay(
             0.0, steps - warm_up, warmup_target=PEAK, warmup_steps=warm_up

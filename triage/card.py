@@ -28,8 +28,8 @@ def card(model: ModelVersion) -> str:
         f"# Model card: {model.version}",
         "",
         f"{told['architecture']}, {told['parameters']:,} parameters, made {told['created_at']}.",
-        f"Output: {told['output']}. Flagged at and above {model.threshold:.4f} "
-        f"({told['threshold_rule']}).",
+        f"Output: {told['output']}.",
+        f"Flagged at and above {model.threshold:.4f} ({told['threshold_rule']}).",
         "",
         "## Intended use",
         "",
@@ -42,9 +42,9 @@ def card(model: ModelVersion) -> str:
         "",
         "## Population",
         "",
-        f"{model.population.description}. {_ages(model)} Views: "
-        f"{', '.join(model.population.views)}. Whoever is outside is not scored unless the site",
-        "says so.",
+        f"{model.population.description}. {_ages(model)}",
+        f"Views: {', '.join(model.population.views)}.",
+        "Whoever is outside is not scored unless the site says so.",
         "",
         "## Figures",
         "",
@@ -54,8 +54,8 @@ def card(model: ModelVersion) -> str:
         *_failures(told.get("failures")),
         "## What is known to be wrong with it",
         "",
-        "- The figures are of one hospital, its consoles and its export; on another site's expect",
-        "  less. In this kind of data the classes can differ by more than disease, see *Shortcuts*.",
+        "- The figures are of one hospital, its consoles and its export; expect less elsewhere.",
+        "  In such data the classes can differ by more than disease, see *Shortcuts*.",
         "- It never saw other diseases, tubes, drains, implants or other ages as such.",
         "- The prevalence of its training data is not a site's: a probability is right among",
         "  radiographs like those, not among all that a site makes.",
@@ -70,8 +70,8 @@ def card(model: ModelVersion) -> str:
         "",
         "## Data and licences",
         "",
-        f"- Trained on {told['data']['name']}: {told['data']['attribution']}. "
-        f"{told['data']['licence']}.",
+        f"- Trained on {told['data']['name']}:",
+        f"  {told['data']['attribution']}. {told['data']['licence']}.",
         *(
             f"- {part.replace('_', ' ')}: "
             + ", ".join(f"{count:,} {name}" for name, count in counts.items())
