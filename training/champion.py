@@ -78,7 +78,7 @@ def fit_all(
     """
     if (out / DESCRIPTION).exists():
         raise DataError(f"{out} already holds a finished model version: choose another --out")
-    judged = finished(crossvalidated, plan)
+    judged = finished(crossvalidated, plan, snapshot)
     checkpoint = out / "checkpoint"
     claim(checkpoint, plan)
     arrays = read()
@@ -276,7 +276,7 @@ def fold_judge(
     """Who judges a row of the snapshot: the network of the fold that held it out."""
     networks, whose = [], np.empty(len(snapshot.cases), np.int64)
     for number, (_, held) in enumerate(plan.rows(snapshot)):
-        networks.append(FoldNetwork(folder / f"fold{number}" / "network.xml"))
+        networks.append(FoldNetwork(folder / f"fold{number}" / FOLD))
         whose[held] = number
 
     def judge_rows(
@@ -325,7 +325,7 @@ def stress(
     judge_rows: Judge
     if crossvalidated is not None:
         plan = plan_of(crossvalidated, model.description["architecture"], seed, snapshot)
-        judged = finished(crossvalidated, plan)
+        judged = finished(crossvalidated, plan, snapshot)
         calibration = calibrate(snapshot.labels, np.column_stack([judged.logits, judged.copies]))
         judge_rows = fold_judge(crossvalidated, plan, snapshot, calibration)
         rows = np.arange(len(snapshot.cases))

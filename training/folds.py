@@ -31,7 +31,7 @@ from triage.pixels import Array, fingerprint
 COPIES = 2
 """Changed copies of each radiograph that are judged."""
 
-OUT_OF_FOLD = "out_of_fold.npz"
+FOLD, OUT_OF_FOLD = "network.xml", "out_of_fold.npz"
 
 Rows = npt.NDArray[np.int64]
 
@@ -151,31 +151,58 @@ def crossvalidate(
     DataError
         Too few patients, or a checkpoint that is damaged or of another plan.
     """
-    folds = plan.rows(snapshot)
-    labels = snapshot.labels
-    judged = OutOfFold(np.empty(len(labels)), np.empty((len(labels), COPIES)))
-    for number, (rest, held) in enumerate(folds):
+    for number, (rest, held) in enumerate(plan.rows(snapshot)):
         folder = out / f"fold{number}"
-        if not (folder / "network.xml").exists():
+        if not (folder / FOLD).exists():
             tell(f"fold {number + 1} of {plan.folds}: {len(rest)} pictures train")
-            pictures = bytes_of(arrays[rest])
             network, _ = train(
-                pictures, labels[rest], folder, plan.seed, plan.epochs, plan.precision, verbose
+                bytes_of(arrays[rest]),
+                snapshot.labels[rest],
+                folder,
+                plan.seed,
+                plan.epochs,
+                plan.precision,
+                verbose,
             )
-            export(whole(plan.architecture, network), folder / "new.xml")
-            (folder / "new.bin").replace(folder / "network.bin")
-            (folder / "new.xml").replace(folder / "network.xml")
-        tell(f"fold {number + 1} of {plan.folds}: {len(held)} pictures and copies are judged")
-        fold_network = FoldNetwork(folder / "network.xml")
-        judged.logits[held] = fold_network.logits([arrays[row].astype(np.float32) for row in held])
-        for row in held:
-            random = np.random.default_rng((plan.seed, int(row)))
-            picture = arrays[row].astype(np.float32)
-            judged.copies[row] = fold_network.logits(
-                [any_change(picture, random) for _ in range(COPIES)]
-            )
-    replace(out / OUT_OF_FOLD, lambda path: _save(path, judged))
-    return judged
+            write_fold(whole(plan.architecture, network), folder)
+        if not (folder / OUT_OF_FOLD).exists():
+            tell(f"fold {number + 1} of {plan.folds}: {len(held)} pictures and copies are judged")
+            judge_fold(arrays, held, plan.seed, folder)
+    return finished(out, plan, snapshot)
+
+
+def write_fold(network: keras.Model, folder: Path) -> None:
+    """Export a fold's network; the sign that it is whole comes last."""
+    export(network, folder / "new.xml")
+    (folder / "new.bin").replace(folder / Path(FOLD).with_suffix(".bin"))
+    (folder / "new.xml").replace(folder / FOLD)
+
+
+def judge_fold(arrays: npt.NDArray[np.float16], held: Rows, seed: int, folder: Path) -> None:
+    """Judge the pictures that a fold held out, and changed copies of them.
+
+    Parameters
+    ----------
+    arrays : ndarray of float16, shape (cases, 256, 256), 0 to 1
+    held : ndarray of int64, shape (pictures,)
+    seed : int
+        Of the copies.
+    folder : Path
+        Of the fold; gets the logits.
+    """
+    network = FoldNetwork(folder / FOLD)
+    logits = np.empty((len(held), 1 + COPIES))
+    for place, row in enumerate(held):
+        random = np.random.default_rng((seed, int(row)))
+        picture = arrays[row].astype(np.float32)
+        copies = [any_change(picture, random) for _ in range(COPIES)]
+        logits[place] = network.logits([picture, *copies])
+
+    def save(path: Path) -> None:
+        with path.open("wb") as file:
+            np.savez(file, rows=held, logits=logits)
+
+    replace(folder / OUT_OF_FOLD, save)
 
 
 def ready(snapshot: Snapshot, plan: Plan, out: Path) -> None:
@@ -215,33 +242,36 @@ def plan_of(folder: Path, architecture: str, seed: int, snapshot: Snapshot) -> P
         snapshot=snapshot.digest,
         pixel_fingerprint=fingerprint(),
     )
-    finished(folder, wanted)
+    claim(folder, wanted)
     return known
 
 
-def _save(path: Path, judged: OutOfFold) -> None:
-    with path.open("wb") as file:
-        np.savez(file, **asdict(judged))
-
-
-def finished(folder: Path, plan: Plan) -> OutOfFold:
+def finished(folder: Path, plan: Plan, snapshot: Snapshot) -> OutOfFold:
     """The scores of a finished cross-validation.
 
     Raises
     ------
     DataError
-        It is not finished, or of another plan.
+        It is not finished, damaged, or of another plan.
     """
-    if not (folder / OUT_OF_FOLD).is_file():
-        raise DataError(f"{folder} holds no finished cross-validation: run crossvalidate first")
     claim(folder, plan)
-    try:
-        with np.load(folder / OUT_OF_FOLD) as stored:
-            return OutOfFold(stored["logits"], stored["copies"])
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(
-            f"{folder / OUT_OF_FOLD} is damaged ({error}): remove it and run crossvalidate again"
-        ) from error
+    logits = np.empty((len(snapshot.cases), 1 + COPIES))
+    for number, (_, held) in enumerate(plan.rows(snapshot)):
+        path = folder / f"fold{number}" / OUT_OF_FOLD
+        if not path.is_file():
+            raise DataError(f"{folder} is not finished: run crossvalidate first")
+        try:
+            with np.load(path) as stored:
+                logits[stored["rows"]] = stored["logits"]
+                whole_fold = np.array_equal(stored["rows"], held)
+        # A boundary: NumPy and zip raise what they like on a damaged file.
+        except Exception as error:
+            raise DataError(
+                f"{path} is damaged ({type(error).__name__}): remove it and run crossvalidate again"
+            ) from error
+        if not whole_fold:
+            raise DataError(f"{path} is of another split: remove it and run crossvalidate again")
+    return OutOfFold(logits[:, 0], logits[:, 1:])
 
 
 def claim(folder: Path, plan: Plan) -> None:

@@ -113,7 +113,8 @@ def occlusion_map(scorer: Scorer, array: Array) -> HeatMap:
     HeatMap
         float32, shape (16, 16), 0.0 to 1.0. The mean fall of the probability over the covers
         that touch a cell, weighted by how much of the cell they cover: 0.2 where the score
-        would be about 0.2 lower without what is there. Covering may also raise the probability; that counts as 0. The sign
+        would be about 0.2 lower without what is there. Covering may also raise the
+        probability; that counts as 0. The sign
         is the same whether the score is flagged or not: high is what speaks for the
         finding.
     """
