@@ -28,7 +28,17 @@ from training.evaluate import figures
 from training.exported import export, restore
 from training.finetune import RECIPE, train
 from training.fit import WANTED_SENSITIVITY, About, count_cases
-from training.folds import FoldNetwork, OutOfFold, Plan, bytes_of, claim, finished, plan_of, whole
+from training.folds import (
+    FOLD,
+    FoldNetwork,
+    OutOfFold,
+    Plan,
+    bytes_of,
+    claim,
+    finished,
+    plan_of,
+    whole,
+)
 from training.quality import fit_and_measure
 from training.stress import CHANGES, Judge, readable, report, some, table
 from training.versions import seal
