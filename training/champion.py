@@ -5,6 +5,7 @@ fold networks', which were trained in the same way (:mod:`training.folds`).
 """
 
 import datetime as dt
+import json
 import platform
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -41,7 +42,7 @@ from training.folds import (
 )
 from training.quality import fit_and_measure
 from training.stress import CHANGES, Judge, readable, report, some, table
-from training.versions import seal
+from training.versions import replace, seal
 from triage.errors import DataError
 from triage.network import Network, openvino
 from triage.novelty import NOVELTY
@@ -92,6 +93,7 @@ def fit_all(
     checkpoint = out / "checkpoint"
     claim(checkpoint, plan)
     arrays = read()
+    pictures = _pictures(snapshot, arrays, plan.seed, checkpoint)
     trained, history = train(
         bytes_of(arrays),
         snapshot.labels,
@@ -105,10 +107,8 @@ def fit_all(
     calibration, threshold, told = judge(snapshot, judged, plan.seed)
     bake(network, calibration)
     export(network, out / EXPORTED, half=True)
-    held_out = snapshot.split(plan.seed)["held_out"]
-    quality, pictures = fit_and_measure(arrays, snapshot.patients, held_out, plan.seed)
-    quality.novelty.save(out / NOVELTY)
-    quality.save(out / QUALITY)
+    for name in (NOVELTY, QUALITY):
+        shutil.copyfile(checkpoint / name, out / name)
     description = {
         "format": FORMAT,
         "architecture": plan.architecture,
@@ -156,6 +156,20 @@ def fit_all(
     complete = seal(out, (EXPORTED, weights, NOVELTY, QUALITY), description)
     shutil.rmtree(checkpoint)
     return complete
+
+
+def _pictures(
+    snapshot: Snapshot, arrays: npt.NDArray[np.float16], seed: int, folder: Path
+) -> dict[str, Any]:
+    """Fit novelty and quality once, and keep them in a folder; what is told of them."""
+    told = folder / "pictures.json"
+    if not told.exists():
+        held_out = snapshot.split(seed)["held_out"]
+        quality, counted = fit_and_measure(arrays, snapshot.patients, held_out, seed)
+        quality.novelty.save(folder / NOVELTY)
+        quality.save(folder / QUALITY)
+        replace(told, lambda path: path.write_text(json.dumps(counted), "utf-8"))
+    return dict(json.loads(told.read_text("utf-8")))
 
 
 def judge(
