@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from triage.cli import run_command
+from triage.errors import DataError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,6 +59,11 @@ def main() -> None:
     help="Folder of a finished crossvalidate of the same data, architecture and seed: train on "
     "all patients as it did, and take calibration, threshold and figures from it.",
 )
+@click.option(
+    "--fold",
+    type=click.IntRange(min=1),
+    help="With --crossvalidated: take the network of this fold instead of training another.",
+)
 def fit(
     data: Path,
     architecture: str,
@@ -67,6 +73,7 @@ def fit(
     precision: str,
     about_file: Path | None,
     crossvalidated: Path | None,
+    fold: int | None,
 ) -> None:
     """Train one network and write a model version."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -79,7 +86,7 @@ def fit(
 
     described = about.about(snapshot, about_file)
     if crossvalidated is not None:
-        _fit_all(snapshot, described, architecture, seed, crossvalidated, out)
+        _fit_all(snapshot, described, architecture, seed, crossvalidated, out, fold)
         return
     run = fit.new_run(snapshot, architecture, seed, precision)  # type: ignore[arg-type]
     terminal = sys.stdout.isatty()
@@ -103,13 +110,17 @@ def _fit_all(
     seed: int,
     crossvalidated: Path,
     out: Path,
+    fold: int | None,
 ) -> None:
     from training.champion import fit_all
     from training.folds import plan_of
 
     plan = plan_of(crossvalidated, architecture, seed, snapshot)
+    if fold is not None and fold > plan.folds:
+        raise DataError(f"--fold {fold}: the cross-validation has {plan.folds} folds")
+    number = None if fold is None else fold - 1
     description = fit_all(
-        snapshot, described, plan, crossvalidated, out, lambda: _read(snapshot), 2
+        snapshot, described, plan, crossvalidated, out, lambda: _read(snapshot), 2, number
     )
     _tell(description, out, "out_of_fold")
 

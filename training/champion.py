@@ -1,7 +1,8 @@
-"""The shipped network: trained on every patient, judged by cross-validation.
+"""The shipped network, judged by cross-validation.
 
-Nobody is held out from its training, so its figures, calibration and threshold are the
-fold networks', which were trained in the same way (:mod:`training.folds`).
+It is trained on every patient, or it is the network of one fold. Figures, calibration and
+threshold are the fold networks', which were trained in the same way (:mod:`training.folds`)
+and judge every patient without having seen them.
 """
 
 import datetime as dt
@@ -27,7 +28,7 @@ from training.dataset import Snapshot, published
 from training.efficientnet import EVIDENCE
 from training.evaluate import figures
 from training.exported import export, restore
-from training.finetune import RECIPE, train
+from training.finetune import RECIPE, reopened, train
 from training.fit import WANTED_SENSITIVITY, About, count_cases
 from training.folds import (
     FOLD,
@@ -59,8 +60,9 @@ def fit_all(
     out: Path,
     read: Callable[[], npt.NDArray[np.float16]],
     verbose: int,
+    fold: int | None = None,
 ) -> Mapping[str, Any]:
-    """Train on all patients and write a model version; resumes.
+    """Train on all patients, or take a fold's network, and write a model version; resumes.
 
     Parameters
     ----------
@@ -76,6 +78,8 @@ def fit_all(
         Gives the arrays, float16, shape (cases, 256, 256), 0 to 1.
     verbose : int
         As in ``keras.Model.fit``.
+    fold : int or None
+        The fold, from 0, whose network becomes the version; None to train on all patients.
 
     Returns
     -------
@@ -94,17 +98,24 @@ def fit_all(
     claim(checkpoint, plan)
     arrays = read()
     pictures = _pictures(snapshot, arrays, plan.seed, checkpoint)
-    trained, history = train(
-        bytes_of(arrays),
-        snapshot.labels,
-        checkpoint,
-        plan.seed,
-        plan.epochs,
-        plan.precision,
-        verbose,
-    )
+    everybody = np.arange(len(snapshot.cases))
+    if fold is None:
+        parts = {"train": everybody}
+        trained, history = train(
+            bytes_of(arrays),
+            snapshot.labels,
+            checkpoint,
+            plan.seed,
+            plan.epochs,
+            plan.precision,
+            verbose,
+        )
+    else:
+        rest, held = plan.rows(snapshot)[fold]
+        parts = {"train": rest, "held_out": held}
+        trained, history = reopened(crossvalidated / f"fold{fold}")
     network = whole(plan.architecture, trained)
-    calibration, threshold, told = judge(snapshot, judged, plan.seed)
+    calibration, threshold, told = judge(snapshot, judged, plan.seed, parts.get("held_out"))
     bake(network, calibration)
     export(network, out / EXPORTED, half=True)
     for name in (NOVELTY, QUALITY):
@@ -128,7 +139,7 @@ def fit_all(
             "attribution": about.attribution,
             "licence": about.licence,
             "snapshot": snapshot.digest,
-            "parts": {"train": count_cases(snapshot.cases, np.arange(len(snapshot.cases)))},
+            "parts": {part: count_cases(snapshot.cases, rows) for part, rows in parts.items()},
         },
         "pretrained": {
             "name": "EfficientNet-Lite0, ImageNet",
@@ -173,9 +184,21 @@ def _pictures(
 
 
 def judge(
-    snapshot: Snapshot, judged: OutOfFold, seed: int
+    snapshot: Snapshot,
+    judged: OutOfFold,
+    seed: int,
+    held_out: npt.NDArray[np.int64] | None = None,
 ) -> tuple[Calibration, float, dict[str, Any]]:
     """Calibration, threshold and figures from what was judged out of fold.
+
+    Parameters
+    ----------
+    snapshot : Snapshot
+    judged : OutOfFold
+    seed : int
+        Of the bootstrap.
+    held_out : ndarray of int64, or None
+        Rows that the shipped network itself was judged on; None if it saw them all.
 
     Returns
     -------
@@ -200,6 +223,7 @@ def judge(
 
     everybody = np.ones(len(labels), np.bool_)
     out_of_fold = measured(everybody)
+    its_own = np.isin(np.arange(len(labels)), [] if held_out is None else held_out)
     ece = calibration_figure(labels, probabilities, patients, seed)
     out_of_fold["ece"] = ece.as_dict()
     number = copies.shape[1]
@@ -224,6 +248,7 @@ def judge(
             "measured_on": "every patient, by a network of the same training that never saw them",
             "interval": "95%, bootstrap over patients",
             "out_of_fold": out_of_fold,
+            **({} if held_out is None else {"held_out": measured(its_own)}),
             "copies": {name: figure.as_dict() for name, figure in other.items()}
             | {"ece": other_ece.as_dict()},
             "copies_are": f"{number} of each radiograph, each with two of {len(CHANGES)} changes",

@@ -141,6 +141,18 @@ def train(
     return network, checkpoint.history
 
 
+def reopened(folder: Path) -> tuple[keras.Model, list[dict[str, float]]]:
+    """A finished network and its history.
+
+    Raises
+    ------
+    DataError
+        There is none, or it is damaged.
+    """
+    history = _Checkpoint(folder).history
+    return load(folder / LAST), history
+
+
 class _Checkpoint(keras.callbacks.Callback):  # type: ignore[misc]
     """Keeps the last finished epoch on disk."""
 
