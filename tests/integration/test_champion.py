@@ -126,6 +126,23 @@ def test_a_version_is_whole_and_small(version: ModelVersion, folder: Path) -> No
     assert not (version.folder / "checkpoint").exists()
 
 
+def test_a_fold_s_network_can_be_the_version(
+    folder: Path, crossvalidated: Path, version: ModelVersion, tmp_path: Path
+) -> None:
+    """Without training; then its own figures are of the patients that its fold held out."""
+    beyond = fit(folder, crossvalidated, tmp_path / "model", "--fold", 3)
+    assert beyond.returncode == 1
+    assert "has 2 folds" in beyond.stderr
+    done = fit(folder, crossvalidated, tmp_path / "model", "--fold", 1)
+    assert done.returncode == 0, done.stderr
+    assert "Epoch" not in done.stdout
+    told = ModelVersion.load(tmp_path / "model").description
+    parts = told["data"]["parts"]
+    assert parts["train"]["patients"] + parts["held_out"]["patients"] == 16
+    assert set(told["metrics"]["held_out"]) >= {"auc", "sensitivity"}
+    assert told["threshold"] == version.threshold
+
+
 def test_keras_goes_on_from_the_exported_network(
     version: ModelVersion, arrays: list[np.ndarray]
 ) -> None:
