@@ -25,7 +25,6 @@ from triage.worklist.schema import migrate, open_engine
 
 ROOT = Path(__file__).parent.parent
 SAMPLES = ROOT / "sample_dicom"
-BUNDLED = max((ROOT / "triage" / "bundled").glob("*/model.json")).parent
 BY_HEADER = ROOT / "tests" / "models" / "final_model-3be25e780b11"
 """The notebook's network, without novelty and quality: it scores any picture that a header
 calls a chest, such as the waves that tests draw in no time."""
