@@ -14,20 +14,30 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import data_store
 import psycopg
+import pydicom.data
 import pytest
 
 from triage.errors import TriageError
-from triage.registry import CHAMPION, Registry
 from triage.send import Destination, echo
 from triage.worklist import Worklist
 from triage.worklist.schema import migrate, open_engine
 
 ROOT = Path(__file__).parent.parent
 SAMPLES = ROOT / "sample_dicom"
-BY_HEADER = ROOT / "tests" / "models" / "final_model-3be25e780b11"
-"""The notebook's network, without novelty and quality: it scores any picture that a header
-calls a chest, such as the waves that tests draw in no time."""
+
+PYDICOM_DATA = Path(data_store.__file__).parent / "data"
+"""The files of the package pydicom-data; RG1 and RG3 are computed radiographs."""
+
+
+def pydicom_files() -> list[Path]:
+    """Every file of pydicom's test set that is installed, DICOM or not.
+
+    pydicom's own function for this looks in the network for more.
+    """
+    folders = (Path(pydicom.data.__file__).parent, PYDICOM_DATA)
+    return sorted(path for folder in folders for path in folder.rglob("*") if path.is_file())
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -67,8 +77,6 @@ class Service:
     home: Path
     port: int
     settings: Mapping[str, str] = field(default_factory=dict)
-    model: Path = BY_HEADER
-    """Of the version that becomes champion."""
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -95,10 +103,6 @@ class Service:
 
     def start(self, *arguments: str, wait: bool = True) -> None:
         """Start it and wait for its C-ECHO."""
-        self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        registry = Registry(self.home / "models")
-        if not registry.folder.exists():
-            registry.name(CHAMPION, registry.add(self.model).version)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "triage", "serve", *arguments],
@@ -173,8 +177,8 @@ def new_service(tmp_path: Path) -> Iterator[Callable[..., Service]]:
     """Makes services that are not started yet, and stops them at the end."""
     made: list[Service] = []
 
-    def new(model: Path = BY_HEADER, **settings: str) -> Service:
-        service = Service(tmp_path / f"home-{len(made)}", free_port(), settings, model)
+    def new(**settings: str) -> Service:
+        service = Service(tmp_path / f"home-{len(made)}", free_port(), settings)
         made.append(service)
         return service
 

@@ -80,7 +80,8 @@ def configure_logging(config: Config) -> None:
             structlog.processors.format_exc_info,
             last,
         ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        # One write a line: the parts share a log, and Python may be unbuffered.
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
     )
     threading.excepthook = _thread_died
 

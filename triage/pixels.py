@@ -13,6 +13,7 @@ without which no array may be scored.
 
 import hashlib
 import json
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -24,9 +25,10 @@ import numpy.typing as npt
 from PIL import Image
 from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
+from pydicom.encaps import get_frame
 from pydicom.multival import MultiValue
 from pydicom.pixels.utils import pixel_array
-from pydicom.uid import UID, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLosslessSV1
+from pydicom.uid import UID, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLosslessSV1, RLELossless
 
 from triage.errors import PixelsError
 from triage.identity import value_of
@@ -37,6 +39,12 @@ SIDE = 256
 
 TAIL = 0.005
 """The share of pixels that the contrast stretch lets saturate at either end."""
+
+RLE_GROWTH = 64
+"""An RLE stream becomes at most so many times its length: two bytes become 128."""
+
+RLE_UNCOUNTED = 1_000_000_000
+"""A stream that cannot become more bytes is decoded without counting them before."""
 
 JPEG_PROGRESSIVE = UID("1.2.840.10008.1.2.4.55")
 """JPEG Full Progression, Non-Hierarchical (Processes 10 and 12); retired."""
@@ -57,6 +65,9 @@ RECIPE: Mapping[str, object] = MappingProxyType(
     }
 )
 """What decides a normalized array. Change the code's effect and you change ``revision``."""
+
+# SOF0 to SOF15 without DHT, JPG and DAC, and JPEG-LS's SOF55.
+_FRAME_HEADERS = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC})
 
 Array = npt.NDArray[np.float32]
 """float32, shape (256, 256), 0.0 (black) to 1.0 (white)."""
@@ -190,6 +201,7 @@ def decoded(dataset: Dataset) -> npt.NDArray[np.integer]:
     still write, nor lossy JPEG of 12 bits. A JPEG stream says itself how it is coded, so
     that a decoder reads it under the name of a syntax that pydicom gives it.
     """
+    _require_modest_stream(dataset)
     syntax, deep = dataset.file_meta.TransferSyntaxUID, dataset.BitsStored > 8
     if not (syntax == JPEG_PROGRESSIVE or (syntax == JPEGExtended12Bit and deep)):
         return pixel_array(dataset)
@@ -197,6 +209,66 @@ def decoded(dataset: Dataset) -> npt.NDArray[np.integer]:
     renamed.file_meta = FileMetaDataset()
     renamed.file_meta.TransferSyntaxUID = JPEGLosslessSV1 if deep else JPEGBaseline8Bit
     return pixel_array(renamed, decoding_plugin="gdcm" if deep else "pillow")
+
+
+def _require_modest_stream(dataset: Dataset) -> None:
+    """Refuse a stream that would become more than the header says.
+
+    Decoders in C and C++ believe the stream: one of 100 bytes can take gigabytes, or end the
+    process where there are none.
+    """
+    if not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+        return
+    samples = dataset.Rows * dataset.Columns * dataset.SamplesPerPixel
+    stream = get_frame(dataset.PixelData, 0, number_of_frames=1)
+    if dataset.file_meta.TransferSyntaxUID != RLELossless:
+        announced, limit = stream_samples(stream), samples
+    elif RLE_GROWTH * len(stream) > RLE_UNCOUNTED:
+        announced, limit = rle_bytes(stream), samples * dataset.BitsAllocated // 8 + 16
+    else:
+        return
+    if announced > limit:
+        raise ValueError(f"the stream becomes {announced} values, the header announces {limit}")
+
+
+def stream_samples(stream: bytes) -> int:
+    """How many samples a JPEG, JPEG-LS or JPEG 2000 stream announces; 0 if it does not.
+
+    From the frame header (ITU-T T.81 B.2.2, T.87 C.2.2) or SIZ (ITU-T T.800 A.5.1).
+    """
+    start = stream.find(b"\xff\x4f\xff\x51")
+    if start >= 0 and len(stream) >= start + 42:
+        right, lower, left, upper = map(int, struct.unpack_from(">4I", stream, start + 8))
+        components = int.from_bytes(stream[start + 40 : start + 42])
+        return max(right - left, 0) * max(lower - upper, 0) * components
+    at, most = stream.find(b"\xff\xd8") + 2, 0
+    while 2 <= at <= len(stream) - 10 and stream[at] == 0xFF:
+        marker = stream[at + 1]
+        if marker == 0xFF:  # a fill byte
+            at += 1
+            continue
+        if marker in _FRAME_HEADERS:
+            rows, columns, components = struct.unpack_from(">HHB", stream, at + 5)
+            most = max(most, rows * columns * components)
+        if marker == 0xDA:  # what follows is the picture
+            break
+        at += 2 + struct.unpack_from(">H", stream, at + 2)[0]
+    return most
+
+
+def rle_bytes(stream: bytes) -> int:
+    """How many bytes an RLE stream becomes (PS3.5 G.3)."""
+    count, *offsets = struct.unpack_from("<16L", stream)
+    ends = [*offsets[1:count], len(stream)]
+    total = 0
+    for start, end in zip(offsets[:count], ends, strict=False):
+        at = start
+        while at < min(end, len(stream)) - 1:
+            control = stream[at]
+            length = control + 1 if control < 128 else 257 - control
+            total += length if control != 128 else 0
+            at += 1 + (length if control < 128 else control != 128)
+    return total
 
 
 def _display_table(dataset: Dataset, stored: _Stored, notes: list[str]) -> npt.NDArray[np.float64]:

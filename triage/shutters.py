@@ -29,6 +29,9 @@ would decide.
 """
 
 OUTLIERS = 0.01
+LEAST_VISIBLE = 0.1
+"""An opening is no smaller share of the picture; some consoles write it in millimetres."""
+
 WIDEST = 0.3
 """No margin is wider than this share of the picture; more is not a margin."""
 
@@ -37,7 +40,7 @@ def declared(dataset: Dataset, shape: tuple[int, int], notes: list[str]) -> Mask
     """What the header leaves visible; None if it hides nothing.
 
     Shutter and collimator, and several shapes of one, are cut with each other. What is
-    malformed or leaves nothing is ignored and noted as ``SHUTTER_INVALID``.
+    malformed or leaves next to nothing is ignored and noted as ``SHUTTER_INVALID``.
 
     Parameters
     ----------
@@ -55,11 +58,11 @@ def declared(dataset: Dataset, shape: tuple[int, int], notes: list[str]) -> Mask
                 opening = _OPENINGS[str(kind).strip().upper()](dataset, device, shape)
             except (KeyError, ValueError):
                 opening = None
-            if opening is None or not opening.any():
+            if opening is None or opening.mean() < LEAST_VISIBLE:
                 notes.append("SHUTTER_INVALID")
                 continue
             visible = opening if visible is None else visible & opening
-    if visible is not None and not visible.any():
+    if visible is not None and visible.mean() < LEAST_VISIBLE:
         notes.append("SHUTTER_INVALID")
         return None
     return visible

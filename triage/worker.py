@@ -9,7 +9,7 @@ import structlog
 from triage.admission import Population, admit
 from triage.errors import ModelError, PixelsError, SpoolError, WorklistError
 from triage.pixels import normalize
-from triage.quality import Quality
+from triage.quality import Quality, picture_hash
 from triage.scoring import Scorer
 from triage.spool import Spool
 from triage.worklist import Claim, Worklist
@@ -128,6 +128,7 @@ class Worker:
             self._refuse(claim, error.reason, str(error))
             return
         notes = (*admission.notes, *normalized.notes)
+        exposure = picture_hash(normalized.array)
         novelty: float | None = None
         if champion.quality is None:
             notes = (*notes, "NOVELTY_UNCHECKED")
@@ -136,10 +137,10 @@ class Worker:
             novelty = champion.quality.novelty.measure(normalized.array)
             if novelty > 1.0:
                 explanation = f"the picture's novelty is {novelty:.2f}, of training data at most 1"
-                self._refuse(claim, "NOT_LIKE_TRAINING", explanation, notes)
+                self._refuse(claim, "NOT_LIKE_TRAINING", explanation, notes, exposure)
                 return
         score = champion.scorer.score(normalized.array)
-        if self._worklist.scored(claim, score, notes):
+        if self._worklist.scored(claim, score, notes, exposure):
             self._log.info(
                 "scored",
                 action="scored",
@@ -151,9 +152,14 @@ class Worker:
             )
 
     def _refuse(
-        self, claim: Claim, reason: str, explanation: str, notes: tuple[str, ...] = ()
+        self,
+        claim: Claim,
+        reason: str,
+        explanation: str,
+        notes: tuple[str, ...] = (),
+        exposure: str | None = None,
     ) -> None:
-        if self._worklist.not_scored(claim, reason, explanation, notes):
+        if self._worklist.not_scored(claim, reason, explanation, notes, exposure):
             self._log.info(
                 "not scored",
                 action="not_scored",

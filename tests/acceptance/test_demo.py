@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,9 +29,17 @@ def test_the_demo_scores_the_samples_and_adds_nothing_twice(
         assert str(installation.home) in done.stdout
         rows = json.loads(installation.triage("worklist", "--json").stdout)
         assert len(rows) == len(list(SAMPLES.glob("*.dcm")))
-        states = {row["view_position"]: row["state"] for row in rows}
-        assert states["LL"] == "NOT_SCORED"
-        assert {row["state"] for row in rows} == {"SCORED", "NOT_SCORED"}
+        assert Counter(row["reason"] or row["state"] for row in rows) == {
+            "SCORED": 9,
+            "VIEW_NOT_FRONTAL": 1,
+            "NOT_CHEST": 1,
+            "AGE_OUTSIDE_POPULATION": 1,
+        }
+        # One picture was sent in both polarities.
+        assert Counter(note for row in rows for note in row["notes"]) == {
+            "VOI_ABSENT": 2,
+            "DUPLICATE_EXPOSURE": 1,
+        }
         assert rows[0]["urgency"] == "STAT"
 
 

@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner
 from pydicom.uid import generate_uid
 
-from tests.builders import encoded, picture, radiograph, save
+from tests.builders import chest_radiograph, encoded, picture, radiograph, save
 from tests.conftest import ROOT, SAMPLES, Service, free_port, wait_for
 from triage.cli import main
 from triage.config import Config
@@ -262,7 +262,7 @@ def test_an_unknown_uid_gives_one_line(served: Service, command: list[str], uid:
 def test_read_records_a_verdict(served: Service, tmp_path: Path) -> None:
     """A scored exam becomes CONFIRMED, then REJECTED; both readings are kept."""
     uid = generate_uid()
-    works(served, "send", str(save(radiograph(picture(5), SOPInstanceUID=uid), tmp_path / "x.dcm")))
+    works(served, "send", str(save(chest_radiograph(5, SOPInstanceUID=uid), tmp_path / "x.dcm")))
     scored = settled(served, uid)
     assert scored["state"] == "SCORED"
     reading = ("--reader", "Dr. M\u00fcller")
@@ -439,7 +439,7 @@ def test_a_truncated_image_is_kept_and_says_why_it_is_not_scored(
     uid, after = generate_uid(), generate_uid()
     whole = encoded(radiograph(picture(1), SOPInstanceUID=uid))
     (tmp_path / "cut.dcm").write_bytes(whole[: -len(whole) // 4])
-    save(radiograph(picture(1), SOPInstanceUID=after), tmp_path / "whole.dcm")
+    save(chest_radiograph(SOPInstanceUID=after), tmp_path / "whole.dcm")
     works(served, "send", str(tmp_path))
     row = settled(served, uid)
     assert row["state"] == "NOT_SCORED"

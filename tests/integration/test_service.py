@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 from pydicom import Dataset, dcmread
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from pynetdicom import AE
 from pynetdicom.sop_class import Verification
 from sqlalchemy import text
 
-from tests.builders import encoded, picture, radiograph, save
+from tests.builders import chest_radiograph, encoded, picture, radiograph, save
 from tests.conftest import SAMPLES, Service, wait_for
 from triage.admission import Population
 from triage.identity import Instance
@@ -47,8 +47,13 @@ def exams(tmp_path: Path) -> list[Path]:
     """Forty radiographs of 0.5 MB."""
     folder = tmp_path / "exams"
     folder.mkdir()
-    shown = picture(1, 512, 512)
-    return [save(radiograph(shown, **SECRETS), folder / f"{n:02}.dcm") for n in range(40)]
+    made = chest_radiograph(shape=(560, 464), **SECRETS)
+    files = []
+    for number in range(40):
+        for keyword in ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"):
+            setattr(made, keyword, generate_uid())
+        files.append(save(made, folder / f"{number:02}.dcm"))
+    return files
 
 
 def uid_of(file: Path) -> str:

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, get_args
 
-from sqlalchemy import CursorResult, Select, func, or_, select, update
+from sqlalchemy import CursorResult, Row, Select, func, or_, select, update
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from triage.errors import NotReadable, UnknownItem, WorklistError
 from triage.identity import Instance
+from triage.quality import same_picture
 from triage.scoring import Priority, Score, Verdict, priority
 from triage.worklist.commitments import Commitments
 from triage.worklist.deliveries import Deliveries, ResultKind, Route, enqueue
@@ -30,6 +31,12 @@ MAX_ATTEMPTS = 3
 
 LEASE = dt.timedelta(seconds=60)
 RETRY_PAUSE = dt.timedelta(seconds=2)
+
+DUPLICATE_WINDOW = dt.timedelta(hours=24)
+"""Two instances that came further apart are not looked at as one exposure."""
+
+DUPLICATE_CANDIDATES = 64
+"""How many of a patient's latest instances are compared; a test phantom has thousands."""
 
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 
@@ -294,8 +301,19 @@ class Worklist:
             )
             return _rows(result)
 
-    def scored(self, claim: Claim, score: Score, notes: tuple[str, ...]) -> bool:
+    def scored(
+        self, claim: Claim, score: Score, notes: tuple[str, ...], picture_hash: str | None = None
+    ) -> bool:
         """Record a score and set the item's place in the reading order.
+
+        Parameters
+        ----------
+        claim : Claim
+        score : Score
+        notes : tuple of str
+        picture_hash : str or None
+            Of the picture. If one of the same patient or study shows the same exposure,
+            ``DUPLICATE_EXPOSURE`` is noted and the explanation names it.
 
         Returns
         -------
@@ -303,12 +321,14 @@ class Worklist:
             False if the claim was lost to another worker; then nothing is recorded.
         """
         with self._transaction(write=True) as session:
+            others = _exposures(session, claim, picture_hash)
             item = _claimed(session, claim)
             if item is None:
                 return False
             now = _now()
             urgency = priority(item.ordered_priority, flagged=score.flagged)
-            item.state, item.notes = State.SCORED, list(notes)
+            item.state, item.notes, item.explanation = State.SCORED, list(notes), ""
+            duplicate = _compare(item, picture_hash, others)
             item.score, item.threshold = score.probability, score.threshold
             item.flagged, item.model_version = score.flagged, score.model_version
             item.scored_at = now
@@ -332,22 +352,34 @@ class Worklist:
                     "probability": score.probability,
                     "flagged": score.flagged,
                     "model_version": score.model_version,
+                    **duplicate,
                 },
             )
             return True
 
     def not_scored(
-        self, claim: Claim, reason: str, explanation: str, notes: tuple[str, ...] = ()
+        self,
+        claim: Claim,
+        reason: str,
+        explanation: str,
+        notes: tuple[str, ...] = (),
+        picture_hash: str | None = None,
     ) -> bool:
-        """Record why an item is not scored; False if the claim was lost."""
+        """Record why an item is not scored; False if the claim was lost.
+
+        The picture's hash, if it was looked at, is used as :meth:`scored` uses it.
+        """
         with self._transaction(write=True) as session:
+            others = _exposures(session, claim, picture_hash)
             item = _claimed(session, claim)
             if item is None:
                 return False
             item.state, item.reason, item.explanation = State.NOT_SCORED, reason, explanation
             item.notes = list(notes)
+            duplicate = _compare(item, picture_hash, others)
             item.claimed_by = item.claimed_until = None
-            _journal(session, item.id, State.NOT_SCORED, claim.worker, {"reason": reason})
+            detail = {"reason": reason, **duplicate}
+            _journal(session, item.id, State.NOT_SCORED, claim.worker, detail)
             return True
 
     def failed(self, claim: Claim, reason: str, explanation: str) -> bool:
@@ -512,6 +544,64 @@ def _claimed(session: Session, claim: Claim) -> Item | None:
         )
         .with_for_update()
     )
+
+
+def _exposures(
+    session: Session, claim: Claim, picture_hash: str | None
+) -> Sequence[Row[int, str, str | None]]:
+    """Instances that may show a claimed item's exposure: its patient's and study's latest.
+
+    They and the item itself are locked, in the order of their ids: of two workers with two
+    copies of an exposure, the second waits for the first and then sees its hash. That is why
+    the hashes are compared here and not in SQL, which would have looked before it waited.
+
+    Returns
+    -------
+    sequence of rows
+        Id, SOP Instance UID and picture hash, oldest first.
+    """
+    if picture_hash is None:
+        return ()
+    known = select(Item.study_instance_uid, Item.patient_id, Item.received_at)
+    study, patient, came = session.execute(known.where(Item.id == claim.item_id)).one()
+    related = Item.study_instance_uid == study
+    if patient:
+        related = or_(related, Item.patient_id == patient)
+    latest = (
+        select(Item.id)
+        .where(related, Item.received_at.between(came - DUPLICATE_WINDOW, came + DUPLICATE_WINDOW))
+        .order_by(Item.received_at.desc(), Item.id.desc())
+        .limit(DUPLICATE_CANDIDATES)
+    )
+    locked = (
+        select(Item.id, Item.sop_instance_uid, Item.picture_hash)
+        .where(or_(Item.id.in_(latest), Item.id == claim.item_id))
+        .order_by(Item.id)
+        .with_for_update(key_share=True)
+    )
+    return [row for row in session.execute(locked) if row.id != claim.item_id]
+
+
+def _compare(
+    item: Item, picture_hash: str | None, others: Sequence[Row[int, str, str | None]]
+) -> dict[str, str]:
+    """Note an item's hash and the first instance that shows the same exposure.
+
+    Returns
+    -------
+    dict
+        What the item's event says of it; empty if there is none.
+    """
+    item.picture_hash = picture_hash
+    if picture_hash is None:
+        return {}
+    for _, uid, known in others:
+        if known is not None and same_picture(known, picture_hash):
+            item.notes = [*item.notes, "DUPLICATE_EXPOSURE"]
+            told = f"the same exposure came as {uid}"
+            item.explanation = f"{item.explanation}; {told}" if item.explanation else told
+            return {"duplicate_of": uid}
+    return {}
 
 
 def _fail(session: Session, item: Item, reason: str, explanation: str, actor: str) -> None:

@@ -10,10 +10,10 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from triage.errors import SchemaError, WorklistError
 
-HEAD = "0003"
+HEAD = "0004"
 """The schema revision of this program; the newest module in ``migrations/versions``."""
 
-REVISIONS = ("0001", "0002", "0003")
+REVISIONS = ("0001", "0002", "0003", "0004")
 """All revisions that this program knows, oldest first."""
 
 WRITE = "triage_write"

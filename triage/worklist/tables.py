@@ -103,9 +103,13 @@ class Item(Base):
     claimed_until: Mapped[dt.datetime | None] = mapped_column(UtcDateTime)
     attempts: Mapped[int] = mapped_column(SmallInteger, default=0)
 
+    picture_hash: Mapped[str | None] = mapped_column(String(64))
+    """Of :func:`triage.quality.picture_hash`; null where no picture was looked at."""
+
     __table_args__ = (
         Index("ix_items_reading_order", unread.desc(), "rank_at", "id"),
         Index("ix_items_state", "state", "rank_at", "id"),
+        Index("ix_items_patient", "patient_id", "received_at"),
     )
 
 
