@@ -82,10 +82,34 @@ def figures(
         "accuracy": lambda y, p: float(np.mean((p >= threshold) == (y == 1))),
         "brier": lambda y, p: float(brier_score_loss(y, p)),
     }
+    return resampled(measures, labels, probabilities, patients, seed)
+
+
+def resampled(
+    measures: Mapping[str, Callable[[Labels, Probabilities], float]],
+    labels: Labels,
+    probabilities: npt.NDArray[np.float64],
+    patients: npt.NDArray[np.str_],
+    seed: int,
+    rounds: int = ROUNDS,
+) -> Mapping[str, Figure]:
+    """Measures of cases with 95% intervals by bootstrap over patients.
+
+    Parameters
+    ----------
+    measures : mapping
+        Of labels and probabilities; called on samples that have both classes.
+    labels : ndarray of int64, shape (cases,), 0 or 1, both present
+    probabilities : ndarray of float64, shape (cases, ...)
+        Whatever the measures make of it.
+    patients : ndarray of str, shape (cases,)
+    seed : int
+    rounds : int
+    """
     groups = [np.flatnonzero(patients == patient) for patient in np.unique(patients)]
     random = np.random.default_rng(seed)
     drawn: dict[str, list[float]] = {name: [] for name in measures}
-    while len(drawn["auc"]) < ROUNDS:
+    while len(next(iter(drawn.values()))) < rounds:
         chosen = random.integers(0, len(groups), len(groups))
         rows = np.concatenate([groups[index] for index in chosen])
         if len(np.unique(labels[rows])) == 2:

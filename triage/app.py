@@ -110,7 +110,8 @@ def prepare(config: Config) -> None:
     with _lock(config.locks_folder / "models.lock", wait=True):
         bundled = [registry.add(file.parent) for file in sorted(BUNDLED.glob(f"*/{DESCRIPTION}"))]
         if CHAMPION not in registry.aliases() and bundled:
-            registry.name(CHAMPION, bundled[-1].version)
+            newest = max(bundled, key=lambda model: str(model.description["created_at"]))
+            registry.name(CHAMPION, newest.version)
 
 
 def _make_home(config: Config) -> None:

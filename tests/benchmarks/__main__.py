@@ -37,33 +37,49 @@ def startup() -> None:
 
 
 def scoring() -> None:
-    """One array scored by the bundled model: OpenVINO beside Keras, in turn."""
+    """One array scored by the bundled model and by the notebook's, in turn."""
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     import tensorflow as tf
 
+    from training.exported import export, restore
     from training.networks import build
+    from triage.network import openvino
 
     folder = max((ROOT / "triage" / "bundled").glob("*/model.json")).parent
     model = ModelVersion.load(folder)
-    keras_network = build(model.description["architecture"])
-    keras_network.load_weights(folder / "model.weights.h5")
+    keras_network = restore(model.description["architecture"], folder)
     network = Network(model)
     compiled = tf.function(keras_network)
     array = np.random.default_rng(1).random((SIDE, SIDE), np.float32)
     batch = array[np.newaxis, :, :, np.newaxis]
-    ways: dict[str, Callable[[], object]] = {
-        "ours (OpenVINO, float32)": lambda: network.score(array),
-        "tf.function": lambda: compiled(batch).numpy(),
-        "keras.predict": lambda: keras_network.predict(batch, verbose=0),
-    }
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for way in ways.values():
-        way()
-    for _ in range(20 * RUNS):
-        for name, way in ways.items():
-            began = time.perf_counter()
+    core = openvino().Core()
+
+    def exported(path: Path, precision: str) -> Callable[[], object]:
+        read = core.read_model(path)
+        read.reshape([1, SIDE, SIDE, 1])
+        hints = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
+        request = core.compile_model(read, "CPU", hints).create_infer_request()
+        return lambda: request.infer([batch])
+
+    with tempfile.TemporaryDirectory() as temporary:
+        notebook = Path(temporary) / "final_model.xml"
+        export(build("final_model"), notebook)
+        ways: dict[str, Callable[[], object]] = {
+            "ours (OpenVINO, float32)": lambda: network.score(array),
+            "ours (OpenVINO, bfloat16)": exported(folder / "model.xml", "bf16"),
+            "the notebook's final_model (OpenVINO, float32)": exported(notebook, "f32"),
+            "the notebook's final_model (OpenVINO, bfloat16)": exported(notebook, "bf16"),
+            "ours (tf.function)": lambda: compiled(batch).numpy(),
+            "ours (keras.predict)": lambda: keras_network.predict(batch, verbose=0),
+        }
+        times: dict[str, list[float]] = {name: [] for name in ways}
+        for way in ways.values():
             way()
-            times[name].append((time.perf_counter() - began) * 1000)
+        for _ in range(20 * RUNS):
+            for name, way in ways.items():
+                began = time.perf_counter()
+                way()
+                times[name].append((time.perf_counter() - began) * 1000)
     ours = statistics.median(times["ours (OpenVINO, float32)"])
     for name, values in times.items():
         _row(name, "ms", values, f"{statistics.median(values) / ours:.1f} x ours")
@@ -118,7 +134,63 @@ def page() -> None:
     _row("gzip -1, not done", "ms", pressed, f"{len(small) / 1e6:.1f} MB")
 
 
-MEASUREMENTS = {"startup": startup, "scoring": scoring, "page": page}
+def training() -> None:
+    """The same network trained our way and the notebook's, images/s; drawn pictures.
+
+    The notebook's way is ``ImageDataGenerator`` (rotation, shift, zoom) and ``fit`` in
+    float32 with every weight trained by TensorFlow's own depthwise gradient.
+    """
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    import keras
+    from keras.src.legacy.preprocessing.image import ImageDataGenerator
+
+    from training import efficientnet
+    from training.finetune import BATCH, Varied
+
+    batches = 8
+    random = np.random.default_rng(1)
+    pictures = random.integers(0, 256, (BATCH * batches, SIDE, SIDE)).astype(np.uint8)
+    labels = np.arange(len(pictures)) % 2
+    side = efficientnet.WORKS_AT
+
+    def network(precision: str) -> keras.Model:
+        keras.config.set_dtype_policy(precision)
+        made = efficientnet.trainee()
+        keras.config.set_dtype_policy("float32")
+        return made
+
+    def notebook() -> tuple[keras.Model, object]:
+        # Keras' own layer, whose weights train, in the place of ours.
+        ours = efficientnet.FrozenDepthwise
+        efficientnet.FrozenDepthwise = keras.layers.DepthwiseConv2D  # type: ignore[misc]
+        try:
+            made = network("float32")
+        finally:
+            efficientnet.FrozenDepthwise = ours  # type: ignore[misc]
+        generator = ImageDataGenerator(
+            rescale=1 / 255, rotation_range=10, width_shift_range=0.1, zoom_range=0.1
+        )
+        smaller = pictures[:, :side, :side, np.newaxis].astype(np.float32)
+        return made, generator.flow(smaller, labels, batch_size=BATCH)
+
+    def ours() -> tuple[keras.Model, object]:
+        made = network("mixed_bfloat16")
+        efficientnet.freeze(made)
+        return made, Varied(pictures, labels, 1, 0)
+
+    for name, way in (("ours", ours), ("the notebook's way", notebook)):
+        made, batches_of = way()
+        made.compile("sgd", "binary_crossentropy")
+        made.fit(batches_of, epochs=1, verbose=0)
+        speeds = []
+        for _ in range(3):
+            began = time.perf_counter()
+            made.fit(batches_of, epochs=1, verbose=0)
+            speeds.append(len(pictures) / (time.perf_counter() - began))
+        _row(name, "images/s", speeds)
+
+
+MEASUREMENTS = {"startup": startup, "scoring": scoring, "page": page, "training": training}
 
 
 def _row(name: str, unit: str, values: list[float], note: str = "") -> None:

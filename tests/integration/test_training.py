@@ -202,7 +202,7 @@ def test_an_unknown_architecture_is_named(folder: Path, tmp_path: Path) -> None:
         command(folder, tmp_path / "model", "no_model"), capture_output=True, text=True, check=False
     )
     assert line.returncode == 1
-    assert "'no_model'; known: final_model" in line.stderr
+    assert "'no_model'; known: efficientnet_lite0, final_model" in line.stderr
 
 
 @pytest.mark.parametrize(
@@ -241,6 +241,18 @@ def test_a_finished_version_is_not_overwritten(folder: Path, finished: Path) -> 
     assert done.returncode == 1
     assert "already holds a finished model version" in done.stderr
     assert (finished / "model.json").read_bytes() == before
+
+
+def test_a_patient_in_two_splits_is_refused(folder: Path, tmp_path: Path) -> None:
+    """In a layout of one's own; the published data's other split numbers patients anew."""
+    own = tmp_path / "own"
+    shutil.copytree(folder, own)
+    shutil.copytree(own / "train" / "NORMAL", own / "test" / "NORMAL")
+    assert len(read_folder(own).cases) == 4 * PATIENTS
+    first = own / "train" / "NORMAL" / "IM-0000-0000.jpeg"
+    first.rename(first.with_name("child-17.jpeg"))
+    with pytest.raises(DataError, match=r"two splits: test/NORMAL/IM-0001-0000\.jpeg"):
+        read_folder(own)
 
 
 def test_a_folder_without_data_is_refused(tmp_path: Path) -> None:
