@@ -22,6 +22,7 @@ from triage.config import (
     WebhookDestination,
     without_password,
 )
+from triage.durable import keep_folder
 from triage.errors import ServiceError
 from triage.registry import CHAMPION, DESCRIPTION, ModelVersion, Registry
 from triage.scoring import Scorer
@@ -111,7 +112,9 @@ def prepare(config: Config) -> None:
 
 def _make_home(config: Config) -> None:
     try:
-        config.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # A home whose own name is lost with the power is lost with all that is in it; whoever
+        # made it may have died before it was on the disk.
+        keep_folder(config.home)
         config.locks_folder.mkdir(mode=0o700, exist_ok=True)
         with (config.locks_folder / "writable").open("w"):
             pass

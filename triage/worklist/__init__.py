@@ -493,7 +493,12 @@ def _claimable(now: dt.datetime) -> Select[int]:
         select(Item.id)
         .where(
             Item.state == State.RECEIVED,
-            or_(Item.claimed_until.is_(None), Item.claimed_until < now),
+            or_(
+                Item.claimed_until.is_(None),
+                Item.claimed_until < now,
+                # Nobody claims for so long: the clock was ahead then, and was set back.
+                Item.claimed_until > now + 2 * LEASE,
+            ),
         )
         .order_by(Item.rank_at, Item.id)
         .limit(1)
