@@ -29,6 +29,7 @@ MAX_ATTEMPTS = 3
 """So often scoring is tried before an item is FAILED."""
 
 LEASE = dt.timedelta(seconds=60)
+FARTHEST = 2 * LEASE
 RETRY_PAUSE = dt.timedelta(seconds=2)
 
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
@@ -497,7 +498,7 @@ def _claimable(now: dt.datetime) -> Select[int]:
                 Item.claimed_until.is_(None),
                 Item.claimed_until < now,
                 # Nobody claims for so long: the clock was ahead then, and was set back.
-                Item.claimed_until > now + 2 * LEASE,
+                Item.claimed_until > now + FARTHEST,
             ),
         )
         .order_by(Item.rank_at, Item.id)
