@@ -148,7 +148,8 @@ def test_a_cut_at_any_pdu_leaves_no_trace(site: Site, tally: Tally) -> None:
                     end(console)
                     console.socket.close()
                 tally.fault(f"cuts after {stage}")
-    request = Console(site.service.port).request
+    with Console(site.service.port) as console:
+        request = console.request
     for length in range(0, len(request), amount(24, 1)):
         with socket.create_connection(("127.0.0.1", site.service.port)) as connection:
             connection.sendall(request[:length])

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import psycopg
 import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine
 
 from tests.conftest import Service, postgres_server
 from tests.faults.conftest import FULL, Tally, amount
@@ -191,13 +192,11 @@ def test_a_postgresql_that_is_restarted_or_gone_is_waited_for(
             queue = Queue(service.port, images(amount(6, 60)), ledger, at_once=2)
             time.sleep(0.2)
             if number % 2:
-                with create_engine(server.url.replace("://", "+psycopg://")).connect() as other:
+                with psycopg.connect(server.url) as other:
                     tally.fault("connections to PostgreSQL cut")
                     other.execute(
-                        text(
-                            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE "
-                            "backend_type = 'client backend' AND pid <> pg_backend_pid()"
-                        )
+                        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE "
+                        "backend_type = 'client backend' AND pid <> pg_backend_pid()"
                     )
             else:
                 server.stop()

@@ -281,7 +281,7 @@ class Worklist:
                     session,
                     item,
                     "WORKER_DIED",
-                    f"the worker died {MAX_ATTEMPTS} times while scoring it",
+                    f"the worker died, or did not end, {MAX_ATTEMPTS} times while scoring it",
                     worker,
                 )
 
