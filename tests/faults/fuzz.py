@@ -79,7 +79,7 @@ def originals() -> list[Path]:
 def _has_pixels(file: Path) -> bool:
     with warnings.catch_warnings(), suppress(Exception):
         warnings.simplefilter("ignore")
-        return "PixelData" in dcmread(file) and _split(file)[1] != b""
+        return "PixelData" in dcmread(file) and "TransferSyntaxUID" in _split(file)[0]
     return False
 
 
@@ -124,7 +124,7 @@ def _read(file: Path, number: int) -> str:
     content = bytes(128) + b"DICM" + encode_file_meta(meta) + data
     try:
         dataset = dcmread(BytesIO(content))
-        admission = admit(dataset, Population("any", 0, 150), warn_outside=True)
+        admission = admit(dataset, Population("any", None, ()), warn_outside=True)
         outcome = f"not admitted: {admission.reason}" if admission.reason else ""
     except Exception as error:
         return f"{understood}, SCORING_ERROR: {type(error).__name__} in the header"

@@ -24,6 +24,8 @@ class Broken:
     word: str
     short: bool = False
     """Whether the short form has it, too."""
+    chosen: tuple[str, ...] = ()
+    """Options of pytest that choose what runs."""
 
 
 POWER = "test_power_loss.py"
@@ -32,7 +34,9 @@ BROKEN = [
     Broken(
         "a file is on the disk before Success",
         Variant("spool.py", "                os.fsync(file.fileno())\n", ""),
-        POWER, "lost:", short=True,
+        POWER,
+        "lost:",
+        short=True,
     ),
     Broken(
         "a file's name is on the disk before Success",
@@ -41,96 +45,141 @@ BROKEN = [
             "            Path(temporary).replace(target)\n            sync(target.parent)\n",
             "            Path(temporary).replace(target)\n",
         ),
-        POWER, "lost:",
+        POWER,
+        "lost:",
     ),
     Broken(
-        "the home's own name is on the disk before Success",
-        Variant("app.py", "keep_folder(config.home)", "config.home.mkdir(0o700, True, True)"),
-        POWER, "lost:",
+        "the folders above a file are on the disk before Success",
+        Variant("durable.py", "        sync(folder.parent)\n", "        pass\n"),
+        POWER,
+        "lost:",
     ),
     Broken(
         "a row is on the disk before Success",
         Variant("worklist/schema.py", "PRAGMA synchronous = FULL", "PRAGMA synchronous = NORMAL"),
-        POWER, "lost:",
+        POWER,
+        "lost:",
     ),
     Broken(
         "a file comes before its row",
         Variant(
             "scp.py",
             "            self._spool.put(digest, content)\n            arrival = Arrival(",
-            "            later = lambda: self._spool.put(digest, content)\n"
             "            arrival = Arrival(",
         ),
-        POWER, "traces:",
-    ),
-    Broken(
-        "a UID has one row",
-        Variant(
-            "worklist/__init__.py",
-            "        except IntegrityError:\n            return False\n        return True\n",
-            "        except IntegrityError:\n            raise\n        return True\n",
-        ),
-        NETWORK, "got no Success",
-    ),
-    Broken(
-        "what was cut leaves no trace",
-        Variant("scp.py", "        why = cut_short(event)\n", "        why = None\n"),
-        "test_hostile.py", "",
+        POWER,
+        "lost:",
     ),
     Broken(
         "what was half received is swept",
         Variant("spool.py", "                leftover.unlink()\n", "                pass\n"),
-        POWER, "traces: incoming",
+        POWER,
+        "traces:",
+    ),
+    Broken(
+        "an image whose file cannot be written gets no Success",
+        Variant("scp.py", "except (SpoolError, WorklistError) as error:", "except ZeroDivisionError:\n            return SUCCESS\n        except (SpoolError, WorklistError):\n            return SUCCESS\n        except ZeroDivisionError as error:"),
+        "test_resources.py",
+        "",
+        chosen=("-k", "without_room"),
+    ),
+    Broken(
+        "a UID has one row",
+        Variant("worklist/tables.py", "sop_instance_uid: Mapped[str] = mapped_column(String(64), unique=True)", "sop_instance_uid: Mapped[str] = mapped_column(String(64))"),
+        NETWORK,
+        "duplicated:",
+        chosen=("-k", "same_image"),
+    ),
+    Broken(
+        "what was cut leaves no trace",
+        Variant("transport.py", "                if not count:\n                    break\n", "                if not count:\n                    received = nr_bytes\n"),
+        NETWORK,
+        "",
+        chosen=("-k", "cut_at_any_pdu"),
     ),
     Broken(
         "each image ends scored or with a reason",
-        Variant("app.py", 'with _name(config, "worker") as name:', "name = str(os.getpid())\n    if name:"),
-        "test_kills.py", "unsettled:",
+        Variant("worker.py", "                    returned = self._worklist.abandon(self._name)\n", "                    returned = 0\n"),
+        "test_hostile.py",
+        "unsettled:",
+        chosen=("-k", "crashes"),
     ),
     Broken(
         "each result is delivered",
         Variant(
             "worklist/__init__.py",
-            "enqueue(session, self._routes, (ResultKind.FINDING, ResultKind.HEAT_MAP), record)",
-            "enqueue(session, self._routes, (ResultKind.FINDING,), record)",
+            "(ResultKind.FINDING, ResultKind.HEAT_MAP), record)",
+            "(ResultKind.FINDING,), record)",
         ),
-        "test_kills.py", "undelivered:",
+        "test_kills.py",
+        "undelivered:",
     ),
     Broken(
         "each result is delivered under one identifier",
-        Variant(
-            "delivery.py",
-            "        self._deliveries.built(claim, result.uid, digest)\n",
-            "",
-        ),
-        "test_kills.py", "duplicated:",
+        Variant("delivery.py", "        result = sink.build(self._materials.of(claim))\n", "        result = sink.build(self._materials.of(claim))\n        sink.send(result.uid, self._spool.put(hashlib.sha256(result.content).hexdigest(), result.content, 'results'))\n        result = sink.build(self._materials.of(claim))\n"),
+        "test_kills.py",
+        "duplicated:",
     ),
     Broken(
         "a clock that is set back puts nothing off",
-        Variant("worklist/__init__.py", "claimed_until > now + FARTHEST", "claimed_until > now + 999 * FARTHEST"),
-        "test_clock.py", "assert None is not None", short=True,
+        Variant("worklist/__init__.py", "> now + FARTHEST", "> now + 99_999 * FARTHEST"),
+        "test_clock.py",
+        "is not None",
+        short=True,
+        chosen=("-k", "is_due and sqlite"),
     ),
     Broken(
         "file handles are given back",
         Variant(
-            "transport.py",
-            "            connection.close()\n",
-            "            globals().setdefault('leak', []).append(connection)\n",
+            "scp.py",
+            "        called = request.called_ae_title\n",
+            "        called = request.called_ae_title\n"
+            "        self.__dict__.setdefault('leak', []).append(open('/dev/null'))\n",
         ),
-        "test_soak.py", "handles for each association",
+        "test_soak.py",
+        "handles for each association",
     ),
     Broken(
         "memory is given back",
         Variant(
             "scp.py",
-            "        request = event.assoc.requestor.primitive\n",
-            "        request = event.assoc.requestor.primitive\n",
+            "        called = request.called_ae_title\n",
+            "        called = request.called_ae_title\n"
+            "        self.__dict__.setdefault('leak', []).append(bytearray(b'x' * 40_000))\n",
         ),
-        "test_soak.py", "bytes for each association",
+        "test_soak.py",
+        "bytes for each association",
     ),
     Broken(
-        "a stalled console gives its place back",
-        Variant("transport.py", "            connection.shutdown(socket.SHUT_RDWR)\n", "            pass\n"),
-        NETWORK, "",
+        "a decoder that hangs holds nobody up",
+        Variant("worker.py", "signal.setitimer(signal.ITIMER_REAL, SETTLE_SECONDS)", "SETTLE_SECONDS"),
+        "test_hostile.py",
+        "unsettled:",
+        chosen=("-k", "hangs"),
     ),
-]  # fmt: skip
+]
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [each for each in BROKEN if FULL or each.short],
+    ids=lambda broken: broken.promise.replace(" ", "-"),
+)
+def test_the_suite_sees_a_broken_promise(broken: Broken, tmp_path: Path, tally: Tally) -> None:
+    """In a copy of the program with the mutation, a test of this suite fails, for that reason."""
+    copy = variant(tmp_path / "copy", broken.change)
+    shutil.copytree(ROOT / "tests", copy / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    (copy / "sample_dicom").symlink_to(ROOT / "sample_dicom")
+    (copy / "pyproject.toml").symlink_to(ROOT / "pyproject.toml")
+    environment = {**os.environ, "PYTHONPATH": str(copy)}
+    environment.pop("FAULTS", None)
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider",
+            "--rootdir", str(copy), f"tests/faults/{broken.test}", *broken.chosen,
+        ],
+        cwd=copy, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stdout[-3_000:]
+    assert broken.word in done.stdout, done.stdout[-3_000:]
+    tally.fault("promises broken on purpose, and seen")
