@@ -144,6 +144,7 @@ def worklist(config: Config) -> Worklist:
 
 def migrate_worklist(config: Config) -> str:
     """Bring the schema up to date; what was done, in one line."""
+    os.umask(0o077)
     _make_home(config)
     before = _migrate(config)
     place = without_password(config.worklist_url)

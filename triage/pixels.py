@@ -191,6 +191,9 @@ def decoded(dataset: Dataset) -> npt.NDArray[np.integer]:
     that a decoder reads it under the name of a syntax that pydicom gives it.
     """
     syntax, deep = dataset.file_meta.TransferSyntaxUID, dataset.BitsStored > 8
+    if syntax in {JPEGBaseline8Bit, JPEGExtended12Bit} and not deep:
+        # GDCM gives the same values, and ends the process on some damaged streams.
+        return pixel_array(dataset, decoding_plugin="pillow")
     if not (syntax == JPEG_PROGRESSIVE or (syntax == JPEGExtended12Bit and deep)):
         return pixel_array(dataset)
     renamed = Dataset(dataset)
