@@ -91,7 +91,7 @@ class Service:
                 stderr=log,
             )
         if wait:
-            wait_for(self.answers)
+            wait_for(self.answers, 120.0)
 
     def answers(self) -> bool:
         """Whether the receiver answers C-ECHO."""

@@ -35,11 +35,11 @@ class Tally:
     def lines(self) -> list[str]:
         """What is printed."""
         kinds = [f"  {count:>8,} {kind}" for kind, count in sorted(self.faults.items())]
-        return [
+        total = (
             f"faults injected {self.faults.total():,}, images sent {self.images:,}, "
-            f"lost {self.lost}, duplicated {self.duplicated}",
-            *kinds,
-        ]
+            f"lost {self.lost}, duplicated {self.duplicated}"
+        )
+        return [total, *kinds]
 
 
 _TALLY = pytest.StashKey[Tally]()

@@ -6,11 +6,12 @@ destinations, all read from outside, without the program's own queries.
 """
 
 import hashlib
+import itertools
 import os
 import stat
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -103,9 +104,7 @@ class Ledger:
             _delivered(findings, items, deliveries, destinations)
         return findings
 
-    def _kept(
-        self, findings: Findings, by_uid: Mapping[str, Sequence[Row]], spool: Path
-    ) -> None:
+    def _kept(self, findings: Findings, by_uid: Mapping[str, Sequence[Row]], spool: Path) -> None:
         """Each acknowledged image has one row, and is on the disk byte for byte."""
         for uid, digest in self.acknowledged.items():
             rows = by_uid.get(uid, ())
@@ -137,9 +136,7 @@ class Ledger:
         whole = {digest for digests in self.offered.values() for digest in digests}
         for place in ("instances", "quarantine"):
             for file in (spool / place).rglob("*"):
-                if file.is_file() and (
-                    file.stem not in whole or _digest(file) != file.stem
-                ):
+                if file.is_file() and (file.stem not in whole or _digest(file) != file.stem):
                     findings.traces.append(f"{place} has {file.name}, which nobody sent so")
         if running and (spool / "incoming").is_dir():
             for file in (spool / "incoming").iterdir():
@@ -205,35 +202,31 @@ def _delivered(
         if delivery.reading_id is None:
             key = (delivery.item_id, delivery.destination, delivery.kind)
             rows[key].append(delivery)
+    scored = [item for item in items if item.score is not None]
     for there in destinations:
         known: set[str] = set()
-        for item in items:
-            if item.score is None:
+        for item, kind in itertools.product(scored, there.kinds):
+            of = rows.get((item.id, there.name, kind), [])
+            name = f"{kind} of {item.sop_instance_uid} to {there.name}"
+            if len(of) != 1:
+                findings.undelivered.append(f"{name} has {len(of)} deliveries")
                 continue
-            for kind in there.kinds:
-                of = rows.get((item.id, there.name, kind), [])
-                name = f"{kind} of {item.sop_instance_uid} to {there.name}"
-                if len(of) != 1:
-                    findings.undelivered.append(f"{name} has {len(of)} deliveries")
-                    continue
-                known.add(of[0].result_uid)
-                if of[0].state != "DELIVERED" or of[0].result_uid not in there.taken:
-                    findings.undelivered.append(f"{name} is {of[0].state} ({of[0].error})")
-        for uid, copies in there.taken.items():
-            if uid not in known:
-                findings.duplicated.append(f"{there.name} has {uid}, of which no row knows")
-            if len(set(copies)) > 1:
-                findings.duplicated.append(f"{there.name} has two results as {uid}")
+            known.add(of[0].result_uid)
+            if of[0].state != "DELIVERED" or of[0].result_uid not in there.taken:
+                findings.undelivered.append(f"{name} is {of[0].state} ({of[0].error})")
+        strangers = set(there.taken) - known
+        two = [uid for uid, copies in there.taken.items() if len(set(copies)) > 1]
+        findings.duplicated += [
+            f"{there.name} has {uid}, of which no row knows" for uid in strangers
+        ]
+        findings.duplicated += [f"{there.name} has two results as {uid}" for uid in two]
 
 
-def open_to_others(home: Path, but: Collection[str] = ()) -> list[str]:
+def open_to_others(home: Path) -> list[str]:
     """Every path of a home, itself too, that anybody but its owner may read, write or enter."""
-    paths = [home, *home.rglob("*")]
-    return [
-        f"{stat.filemode(path.lstat().st_mode)} {path.relative_to(home)}"
-        for path in paths
-        if path.name not in but
-        and not path.is_symlink()
-        and path.lstat().st_mode & 0o077
-        or path.lstat().st_uid != os.geteuid()
-    ]
+    told = []
+    for path in [home, *home.rglob("*")]:
+        status = path.lstat()
+        if not path.is_symlink() and (status.st_mode & 0o077 or status.st_uid != os.geteuid()):
+            told.append(f"{stat.filemode(status.st_mode)} {path.relative_to(home)}")
+    return told

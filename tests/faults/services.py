@@ -53,6 +53,4 @@ def hold(
         "(SELECT count(*) FROM deliveries WHERE state = 'PENDING')"
     )
     until(lambda: not ask(service, waiting), seconds)
-    tally.holds(
-        ledger.check(url_of(service), service.home / "spool", destinations=destinations)
-    )
+    tally.holds(ledger.check(url_of(service), service.home / "spool", destinations=destinations))

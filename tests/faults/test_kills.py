@@ -55,7 +55,7 @@ def test_kills_at_random_moments_break_no_promise(
     new_service: Callable[..., Service], pacs: PacsPeer, tally: Tally
 ) -> None:
     """Three consoles send on while processes die; in the end all is there, once."""
-    rounds, count = amount(3, 200, "FAULTS_KILLS"), amount(12, 2_000, "FAULTS_IMAGES")
+    rounds, count = amount(4, 200, "FAULTS_KILLS"), amount(8, 2_000, "FAULTS_IMAGES")
     chance = random.Random(20_261_123)
     service = new_service(**with_destinations(pacs))
     service.start()

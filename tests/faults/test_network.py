@@ -261,6 +261,10 @@ def test_the_same_image_from_everywhere_at_once_is_kept_once(site: Site, tally: 
     """A UID sent by all consoles together has one row, whoever gets Success."""
     for image in images(amount(2, 100)):
         with ThreadPoolExecutor(LIMIT) as pool:
-            list(pool.map(lambda _, one=image: send(site.service.port, [one], site.ledger), range(LIMIT)))
+            list(
+                pool.map(
+                    lambda _, one=image: send(site.service.port, [one], site.ledger), range(LIMIT)
+                )
+            )
         tally.fault("races for one SOP Instance UID")
     site.check(tally)

@@ -2,7 +2,7 @@
 
 import hashlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,7 +24,7 @@ from triage.worklist import Worklist
 @pytest.fixture
 def recorded(
     new_service: Callable[..., Service], tally: Tally
-) -> Iterator[tuple[Service, list[Image], list[Operation]]]:
+) -> tuple[Service, list[Image], list[Operation]]:
     """A service from its very first start on, that received some images, and ended."""
     service = new_service()
     several = images(amount(3, 24))
@@ -43,7 +43,7 @@ def recorded(
     finally:
         recording.kill()
     tally.holds(ledger.check(url(service.home), service.home / "spool", settled=False))
-    yield service, several, done
+    return service, several, done
 
 
 def url(home: Path) -> str:
@@ -111,7 +111,9 @@ def test_no_power_loss_between_any_two_steps_breaks_a_promise(
                 wake_up(service, home, ledger, tally, told, settle=len(states) % 40 == 0)
             shutil.rmtree(folder)
     assert len(ledger.acknowledged) == len(several)
-    tally.fault("power losses at an enumerated point, with distinct states of the disk", len(states))
+    tally.fault(
+        "power losses at an enumerated point, with distinct states of the disk", len(states)
+    )
 
 
 def wake_up(

@@ -154,9 +154,7 @@ def test_a_disk_that_fails_or_is_slow_costs_no_image(
         service.stop()
 
 
-def test_a_locked_sqlite_is_waited_for(
-    new_service: Callable[..., Service], tally: Tally
-) -> None:
+def test_a_locked_sqlite_is_waited_for(new_service: Callable[..., Service], tally: Tally) -> None:
     """Somebody holds the write lock: consoles wait, and are refused if it takes too long."""
     service, ledger = new_service(), Ledger()
     service.start("--roles", "receive,score")

@@ -28,9 +28,7 @@ def slope(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
     return statistics.median(pairs), pairs[max(0, int((len(pairs) - width) / 2))]
 
 
-@pytest.mark.parametrize(
-    ("grows", "expected"), [(lambda n: 0.0, False), (lambda n: 3.0 * n, True)]
-)
+@pytest.mark.parametrize(("grows", "expected"), [(lambda n: 0.0, False), (lambda n: 3.0 * n, True)])
 def test_the_slope_sees_a_leak_in_noise_and_none_where_there_is_none(
     grows: Callable[[int], float], expected: bool
 ) -> None:

@@ -164,9 +164,7 @@ class Commitments:
         while True:
             with self._transaction(write=True) as session:
                 now = dt.datetime.now(dt.UTC)
-                found = session.scalar(
-                    due.where(_is_due(now)).with_for_update(skip_locked=True)
-                )
+                found = session.scalar(due.where(_is_due(now)).with_for_update(skip_locked=True))
                 if found is None:
                     return None
                 row = session.get_one(Commitment, found)
