@@ -11,10 +11,10 @@ APT := $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 # A command of each Debian package that the tests need, and the packages.
-PROGRAMS := dcmsend dciodvfy pg_lsclusters ps /usr/sbin/Orthanc openssl chromium
-PACKAGES := dcmtk dicom3tools postgresql procps orthanc openssl chromium
+PROGRAMS := dcmsend dciodvfy pg_lsclusters ps /usr/sbin/Orthanc openssl chromium strace faketime systemd-analyze
+PACKAGES := dcmtk dicom3tools postgresql procps orthanc openssl chromium strace faketime systemd
 
-.PHONY: demo test lint pytest bench samples clean
+.PHONY: demo test lint pytest faults bench audit samples clean
 
 demo: $(VENV)/runs
 	@$(BIN)/python deploy/demo.py $(if $(ONCE),--once)
@@ -29,6 +29,17 @@ lint: $(VENV)/tests
 
 pytest: $(VENV)/tests $(VENV)/programs
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(PYTEST)
+
+# The long form of the fault suite, for hours; single amounts by FAULTS_..., see docs/reliability.md.
+faults: $(VENV)/tests $(VENV)/programs
+	FAULTS=full $(BIN)/python -m pytest tests/faults $(PYTEST)
+
+# Asks the advisory data base about each pinned version: needs the internet.
+audit: $(VENV)/tests
+	$(BIN)/python -m pip check
+	$(BIN)/python -m venv $(VENV)/audit
+	$(VENV)/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
+	$(VENV)/audit/bin/pip-audit --strict --disable-pip --no-deps -r constraints.txt
 
 bench: $(VENV)/tests $(VENV)/programs
 	$(BIN)/python -m tests.benchmarks

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -122,7 +122,7 @@ class Service:
                 stderr=log,
             )
         if wait:
-            wait_for(self.answers, seconds=90)
+            wait_for(self.answers, 120.0)
 
     def answers(self) -> bool:
         """Whether the receiver answers C-ECHO."""
@@ -227,31 +227,58 @@ def service(new_service: Callable[..., Service]) -> Iterator[Service]:
     running.stop()
 
 
+class Postgres:
+    """A PostgreSQL server of its own."""
+
+    def __init__(self, folder: str) -> None:
+        programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+        assert programs, "PostgreSQL is not installed: `make test` installs it"
+        self._programs, self._folder, self.port = programs[-1], folder, free_port()
+        # The server refuses to run as root, so that it gets the user that Debian made for it.
+        self._as_user: list[str] = []
+        if os.geteuid() == 0:
+            self._as_user = ["runuser", "-u", "postgres", "--"]
+            shutil.chown(folder, "postgres")
+        self._run("initdb", "--no-sync", "-A", "trust", "-U", "triage")
+
+    @property
+    def url(self) -> str:
+        """Its database."""
+        return f"postgresql://triage@127.0.0.1:{self.port}/postgres"
+
+    def start(self) -> None:
+        """Start it, after a crash with recovery."""
+        options = f"-p {self.port} -k {self._folder} -c listen_addresses=127.0.0.1 -c fsync=off"
+        self._run("pg_ctl", "-w", "-l", f"{self._folder}/log", "-o", options, "start")
+
+    def stop(self) -> None:
+        """End it as a crash does."""
+        self._run("pg_ctl", "-m", "immediate", "stop")
+
+    def _run(self, program: str, *arguments: str) -> None:
+        data = f"{self._folder}/data"
+        command = [*self._as_user, str(self._programs / program), "-D", data, *arguments]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=self._folder)
+
+
+@contextmanager
+def postgres_server() -> Iterator[Postgres]:
+    """A running server."""
+    # Not below pytest's own folder, which another test run closes to other users.
+    with tempfile.TemporaryDirectory(prefix="triage-postgres-") as folder:
+        server = Postgres(folder)
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop()
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
     """The URL of a PostgreSQL server for this test run."""
-    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-    assert programs, "PostgreSQL is not installed: `make test` installs it"
-    # Not below pytest's own folder, which another test run closes to other users.
-    with tempfile.TemporaryDirectory(prefix="triage-postgres-") as folder:
-        # The server refuses to run as root, so that it gets the user that Debian made for it.
-        as_user: list[str] = []
-        if os.geteuid() == 0:
-            as_user = ["runuser", "-u", "postgres", "--"]
-            shutil.chown(folder, "postgres")
-
-        def run(program: str, *arguments: str) -> None:
-            command = [*as_user, str(programs[-1] / program), "-D", f"{folder}/data", *arguments]
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=folder)
-
-        port = free_port()
-        options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
-        run("initdb", "--no-sync", "-A", "trust", "-U", "triage")
-        run("pg_ctl", "-w", "-l", f"{folder}/log", "-o", options, "start")
-        try:
-            yield f"postgresql://triage@127.0.0.1:{port}/postgres"
-        finally:
-            run("pg_ctl", "-m", "immediate", "stop")
+    with postgres_server() as server:
+        yield server.url
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

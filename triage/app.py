@@ -22,6 +22,7 @@ from triage.config import (
     WebhookDestination,
     without_password,
 )
+from triage.durable import keep_folder
 from triage.errors import ConfigError, ModelError, ServiceError
 from triage.registry import CHAMPION, DESCRIPTION, ModelVersion, Registry
 from triage.scoring import Scorer
@@ -116,7 +117,9 @@ def prepare(config: Config) -> None:
 
 def _make_home(config: Config) -> None:
     try:
-        config.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # A home whose own name is lost with the power is lost with all that is in it; whoever
+        # made it may have died before it was on the disk.
+        keep_folder(config.home)
         config.locks_folder.mkdir(mode=0o700, exist_ok=True)
         with (config.locks_folder / "writable").open("w"):
             pass
@@ -148,6 +151,7 @@ def worklist(config: Config) -> Worklist:
 
 def migrate_worklist(config: Config) -> str:
     """Bring the schema up to date; what was done, in one line."""
+    os.umask(0o077)
     _make_home(config)
     before = _migrate(config)
     place = without_password(config.worklist_url)

@@ -59,7 +59,7 @@ LIBRARIES: Mapping[UID, str] = {
     ImplicitVRLittleEndian: "pydicom",
     DeflatedExplicitVRLittleEndian: "pydicom",
     ExplicitVRBigEndian: "pydicom",
-    JPEGBaseline8Bit: "python-gdcm",
+    JPEGBaseline8Bit: "pillow",
     JPEGExtended12Bit: "python-gdcm",
     JPEGLosslessSV1: "python-gdcm",
     JPEGLossless: "python-gdcm",

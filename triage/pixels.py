@@ -282,6 +282,9 @@ def decoded(dataset: Dataset) -> npt.NDArray[np.integer]:
     """
     _require_modest_stream(dataset)
     syntax, deep = dataset.file_meta.TransferSyntaxUID, dataset.BitsStored > 8
+    if syntax in {JPEGBaseline8Bit, JPEGExtended12Bit} and not deep:
+        # GDCM gives the same values, and ends the process on some damaged streams.
+        return pixel_array(dataset, decoding_plugin="pillow")
     if not (syntax == JPEG_PROGRESSIVE or (syntax == JPEGExtended12Bit and deep)):
         return pixel_array(dataset)
     renamed = Dataset(dataset)

@@ -17,7 +17,7 @@ from typing import Literal
 
 from pydicom import Dataset, dcmread
 
-from triage.durable import make_folder, sync
+from triage.durable import keep_folder, make_folder, sync
 from triage.errors import SpoolError
 
 Place = Literal["instances", "quarantine", "results"]
@@ -44,6 +44,8 @@ class Spool:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._incoming = folder / "incoming"
+        self._certain: set[Path] = set()
+        """Folders whose names this process has synced, whoever made them."""
 
     def prepare(self) -> None:
         """Make the folders and sweep what an interrupted receiver left half written.
@@ -89,10 +91,10 @@ class Spool:
         target = self.path(digest, place)
         temporary = None
         try:
+            self._keep_folders(target.parent)
             if target.exists():  # written by another thread, which may not have synced yet
                 sync(target.parent)
                 return target
-            make_folder(target.parent)
             make_folder(self._incoming)  # somebody may have cleaned up too much
             descriptor, temporary = tempfile.mkstemp(dir=self._incoming)
             with os.fdopen(descriptor, "wb") as file:
@@ -106,6 +108,14 @@ class Spool:
                 Path(temporary).unlink(missing_ok=True)
             raise SpoolError(f"the spool cannot keep an instance: {error.strerror}") from error
         return target
+
+    def _keep_folders(self, folder: Path) -> None:
+        """Have a folder below the spool's that survives losing power, with all above it."""
+        if folder in self._certain and folder.is_dir():
+            return
+        for level in (self._folder, folder.parent, folder):
+            keep_folder(level)
+        self._certain.add(folder)
 
     def instance(self, digest: str) -> Dataset:
         """A kept instance, its pixels not yet decoded.

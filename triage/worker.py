@@ -1,5 +1,6 @@
 """The loop that gives each received item a score, or the reason why it has none."""
 
+import signal
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ POLL_SECONDS = 0.05
 """How often an idle worker looks for work: one indexed query of 0.1 ms."""
 
 OUTAGE_SECONDS = 2.0
+
+SETTLE_SECONDS = 50
+"""So long one item may take, less than its lease: a decoder that hangs is a worker that died."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +100,8 @@ class Worker:
     def step(self) -> bool:
         """Claim and settle one item; False if none waits.
 
+        An item that takes longer than ``SETTLE_SECONDS`` ends the process by SIGALRM.
+
         Raises
         ------
         WorklistError, ModelError
@@ -105,6 +111,8 @@ class Worker:
         claim = self._worklist.claim(self._name)
         if claim is None:
             return False
+        # The system's timer, whose signal ends the process: native code asks Python nothing.
+        signal.setitimer(signal.ITIMER_REAL, SETTLE_SECONDS)
         try:
             self._settle(claim, champion)
         except WorklistError:
@@ -114,6 +122,8 @@ class Worker:
         # A boundary: one radiograph that breaks scoring must not end the service.
         except Exception as error:  # noqa: BLE001
             self._fail(claim, "SCORING_ERROR", f"{type(error).__name__} while scoring")
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         return True
 
     def _settle(self, claim: Claim, champion: Champion) -> None:

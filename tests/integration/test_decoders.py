@@ -16,7 +16,7 @@ JPEG = "1.2.840.10008.1.2.4."
 ONLY_GDCM = {f"{JPEG}{end}" for end in (51, 57, 70)}
 """Of 12 bits and lossless; Pillow takes the place of GDCM in JPEG Baseline."""
 
-FIRST_GDCM = ONLY_GDCM | {f"{JPEG}{end}" for end in (50, 80, 81, 90, 91)}
+FIRST_GDCM = ONLY_GDCM | {f"{JPEG}{end}" for end in (80, 81, 90, 91)}
 """What pydicom gives to GDCM before others."""
 
 CRASHING = """

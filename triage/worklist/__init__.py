@@ -40,6 +40,7 @@ MAX_ATTEMPTS = 3
 """So often scoring is tried before an item is FAILED."""
 
 LEASE = dt.timedelta(seconds=60)
+FARTHEST = 2 * LEASE
 RETRY_PAUSE = dt.timedelta(seconds=2)
 
 DUPLICATE_WINDOW = dt.timedelta(hours=24)
@@ -234,7 +235,7 @@ class Worklist:
                     session,
                     item,
                     "WORKER_DIED",
-                    f"the worker died {MAX_ATTEMPTS} times while scoring it",
+                    f"the worker died, or did not end, {MAX_ATTEMPTS} times while scoring it",
                     worker,
                 )
 
@@ -428,7 +429,12 @@ def _claimable(now: dt.datetime) -> Select[int]:
         select(Item.id)
         .where(
             Item.state == State.RECEIVED,
-            or_(Item.claimed_until.is_(None), Item.claimed_until < now),
+            or_(
+                Item.claimed_until.is_(None),
+                Item.claimed_until < now,
+                # Nobody claims for so long: the clock was ahead then, and was set back.
+                Item.claimed_until > now + FARTHEST,
+            ),
         )
         .order_by(Item.rank_at, Item.id)
         .limit(1)

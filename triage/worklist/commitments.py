@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import StrEnum
 
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, func, or_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -17,6 +17,9 @@ from triage.worklist.tables import Commitment, Item
 
 LEASE = dt.timedelta(minutes=15)
 """Longer than one report takes, however many files it hashes; after it, another may try."""
+
+FARTHEST = dt.timedelta(hours=2)
+"""No report is put off for so long: a later one was, by a clock that was set back since."""
 
 AT_ONCE = 500
 """Instances looked up in one statement."""
@@ -156,14 +159,12 @@ class Commitments:
         )
         with self._transaction() as session:
             now = dt.datetime.now(dt.UTC)
-            if session.scalar(due.where(Commitment.next_attempt_at <= now)) is None:
+            if session.scalar(due.where(_is_due(now))) is None:
                 return None
         while True:
             with self._transaction(write=True) as session:
                 now = dt.datetime.now(dt.UTC)
-                found = session.scalar(
-                    due.where(Commitment.next_attempt_at <= now).with_for_update(skip_locked=True)
-                )
+                found = session.scalar(due.where(_is_due(now)).with_for_update(skip_locked=True))
                 if found is None:
                     return None
                 row = session.get_one(Commitment, found)
@@ -287,6 +288,10 @@ class Commitments:
             for row in parked:
                 _renew(row, dt.datetime.now(dt.UTC))
             return len(parked)
+
+
+def _is_due(now: dt.datetime) -> ColumnElement[bool]:
+    return or_(Commitment.next_attempt_at <= now, Commitment.next_attempt_at > now + FARTHEST)
 
 
 def _claim(session: Session, row: Commitment, worker: str) -> CommitmentClaim:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, cast
 
-from sqlalchemy import Select, func, select
+from sqlalchemy import Select, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
 from triage.errors import UnknownDelivery
@@ -22,6 +22,9 @@ from triage.worklist.tables import Delivery, Item, Reading, ScoreRecord, Withdra
 
 DELIVERY_LEASE = dt.timedelta(minutes=5)
 """Longer than building and sending one result takes; after it, another may try."""
+
+FARTHEST = dt.timedelta(hours=1)
+"""No attempt is put off for so long: a later one was, by a clock that was set back since."""
 
 DEAD_PAUSE = dt.timedelta(seconds=2)
 """Times the attempts: how long a delivery rests after the process that had it died."""
@@ -424,7 +427,7 @@ def _due(destination: str, at: dt.datetime) -> Select[int]:
         .where(
             Delivery.destination == destination,
             Delivery.state == DeliveryState.PENDING,
-            Delivery.next_attempt_at <= at,
+            or_(Delivery.next_attempt_at <= at, Delivery.next_attempt_at > at + FARTHEST),
             ~held_back,
         )
         # A picture takes as long as ten reports, and nobody waits for it.
