@@ -36,7 +36,8 @@ def test_heat_lies_in_the_chest_more_than_by_chance(model: ModelVersion) -> None
 def test_random_weights_give_other_maps(model: ModelVersion) -> None:
     """The sanity check of Adebayo et al., Sanity Checks for Saliency Maps, NeurIPS 2018.
 
-    The head's weights are shuffled; a map that is only an edge detector would not notice.
+    From the twelfth block up, all weights but depthwise kernels are shuffled; a map that is
+    only an edge detector would not notice.
     """
     import keras
 
@@ -48,10 +49,13 @@ def test_random_weights_give_other_maps(model: ModelVersion) -> None:
     arrays = np.stack([normalize_file(picture) for picture in ILL])[..., np.newaxis]
     learned = maps.predict(arrays, batch_size=8, verbose=0).reshape(len(ILL), -1)
     random = np.random.default_rng(1)
-    for name in (EVIDENCE, "head"):
-        layer = network.get_layer(name)
+    last = {"block12", "block13", "block14", "block15", "head", EVIDENCE}
+    for layer in network.layers:
+        part, _, kind = layer.name.partition("_")
+        if part not in last or kind in {"depthwise", "add"}:
+            continue
         weights = layer.get_weights()
         layer.set_weights([random.permutation(w.ravel()).reshape(w.shape) for w in weights])
     shuffled = maps.predict(arrays, batch_size=8, verbose=0).reshape(len(ILL), -1)
     alike = [np.corrcoef(one, other)[0, 1] for one, other in zip(learned, shuffled, strict=True)]
-    assert abs(np.mean(alike)) < 0.5
+    assert abs(np.mean(alike)) < 0.25
