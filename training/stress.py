@@ -17,12 +17,11 @@ from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from training.evaluate import Figure, Labels, Probabilities, resampled
+from training.evaluate import Figure, Labels, Probabilities, auc, resampled
 from triage.errors import PixelsError
 from triage.pixels import SIDE, Array, normalize
 
@@ -328,8 +327,8 @@ def table(
     def row(name: str, strength: str, probabilities: Probabilities) -> Row:
         found = resampled(
             {
-                "auc": lambda y, p: float(roc_auc_score(y, p[:, 1])),
-                "fall": lambda y, p: float(roc_auc_score(y, p[:, 0]) - roc_auc_score(y, p[:, 1])),
+                "auc": lambda y, p: auc(y, p[:, 1]),
+                "fall": lambda y, p: auc(y, p[:, 0]) - auc(y, p[:, 1]),
             },
             labels,
             np.column_stack([plain, probabilities]),
@@ -392,7 +391,7 @@ def readable(
             cv=GroupKFold(4),
             method="decision_function",
         )
-        out[name] = float(roc_auc_score(labels, said))
+        out[name] = auc(labels, said)
     return out
 
 
@@ -411,12 +410,12 @@ def report(version: str, rows: Sequence[Row], count: int, shortcuts: Mapping[str
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        auc, fall = (
+        area, fall = (
             f"{figure.value:.3f} ({figure.low:.3f} to {figure.high:.3f})"
             for figure in (row.auc, row.fall)
         )
         lines.append(
-            f"| {row.name} | {row.strength} | {auc} | {fall} | {row.flags_changed:.1%} | "
+            f"| {row.name} | {row.strength} | {area} | {fall} | {row.flags_changed:.1%} | "
             f"{row.sensitivity:.3f} | {row.specificity:.3f} |"
         )
     lines += [

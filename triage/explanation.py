@@ -3,8 +3,8 @@
 A network that ends in a mean over places says by itself what each place adds to its logit:
 that is its class-activation map (Zhou et al., Learning Deep Features for Discriminative
 Localization, CVPR 2016), which comes out of the same forward pass as the probability. The
-heat is how far a place's log-odds are above the threshold's: their mean over the picture
-decides the flag, so what is flagged is hot somewhere.
+heat is how far a place's log-odds are above the threshold's and above the picture's mean:
+what speaks for the finding, and more so than the rest.
 
 For other networks there is occlusion sensitivity (Zeiler and Fergus, Visualizing and
 Understanding Convolutional Networks, ECCV 2014, section 4.2): one part of the array after
@@ -94,8 +94,9 @@ def explain(scorer: Scorer, array: Array) -> HeatMap:
         return occlusion_map(scorer, array)
     # A threshold of exactly 0 or 1 has no log-odds.
     threshold = min(max(score.threshold, 1e-6), 1.0 - 1e-6)
-    heat = np.maximum(evidence - np.float32(np.log(threshold / (1.0 - threshold))), 0.0)
-    return HeatMap(heat, "Log-odds above the threshold, by place", 1.0)
+    least = max(np.log(threshold / (1.0 - threshold)), float(evidence.mean()))
+    heat = np.maximum(evidence - np.float32(least), 0.0)
+    return HeatMap(heat, "Log-odds above the picture's mean", 1.0)
 
 
 def occlusion_map(scorer: Scorer, array: Array) -> HeatMap:

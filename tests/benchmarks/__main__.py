@@ -135,11 +135,9 @@ def page() -> None:
 
 
 def training() -> None:
-    """The same network trained our way and the notebook's, images/s; drawn pictures.
-
-    The notebook's way is ``ImageDataGenerator`` (rotation, shift, zoom) and ``fit`` in
-    float32 with every weight trained by TensorFlow's own depthwise gradient.
-    """
+    """The same network fine-tuned our way and the notebook's, on random pictures, in turn."""
+    # The notebook's: ImageDataGenerator (rotation, shift, zoom) and fit, in float32, every
+    # weight trained by TensorFlow's own depthwise gradient.
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     import keras
     from keras.src.legacy.preprocessing.image import ImageDataGenerator

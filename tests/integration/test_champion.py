@@ -300,6 +300,8 @@ def test_a_change_changes_and_more_so_when_strong(name: str, arrays: list[np.nda
     as_is = np.mean([np.abs(as_sent(array) - array).mean() for array in arrays])
     if name.startswith("polarity"):
         assert apart["mild"] == pytest.approx(as_is, abs=1e-3)
+    elif name == "markers added":  # they cover little, and the stretch after them may undo it
+        assert as_is < min(apart.values())
     else:
         assert as_is < apart["mild"] < apart["strong"]
 
