@@ -83,7 +83,8 @@ def filled(config: Config, exams: int = EXAMS) -> None:
                 claim, "VIEW_NOT_FRONTAL", "View Position is LL, not PA or AP", ("BLURRED",)
             )
             continue
-        probability = 0.9 + number / 10_000 if number % 7 == 3 else (number % 60) / 100
+        flagged = number % 7 == 3
+        probability = 0.65 + (number * 37 % 347) / 1_000 if flagged else (number % 60) / 100
         notes = ("ROTATED",) if number % 5 == 0 else ()
         into.scored(claim, Score(probability, model.threshold, model.version), notes)
     for each in (worklist, blind):
@@ -246,7 +247,7 @@ def served(home: Path, free_port: Callable[[], int], exams: int = EXAMS) -> Iter
 @contextmanager
 def _served(home: Path, free_port: Callable[[], int], exams: int) -> Iterator[Service]:
     filled(Config(home=home), exams)
-    service = Service(home, free_port())
+    service = Service(home, free_port(), {"TRIAGE_BLIND_SAMPLE": "0"})
     service.start(wait=False)
     try:
         wait_for(service.answers, 120)

@@ -69,7 +69,56 @@ def scoring() -> None:
         _row(name, "ms", values, f"{statistics.median(values) / ours:.1f} x ours")
 
 
-MEASUREMENTS = {"startup": startup, "scoring": scoring}
+def page() -> None:
+    """A radiograph of 10 MB in Chromium: from asking for its page, and after `n`, to the screen."""
+    import gzip
+
+    from tests.browser import Hall, chromium, served, uid
+    from triage.spool import Spool
+    from triage.web.pictures import Pictures
+
+    first, ahead = [], []
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        served(Path(folder) / "home", free_port, exams=22) as service,
+        chromium() as browser,
+    ):
+        hall = Hall(browser, service)
+        for _ in range(RUNS):
+            desk = hall.desk("anna")
+            desk.list()
+            began = time.perf_counter()
+            desk.exam(20)
+            first.append(time.perf_counter() - began)
+            desk.go(f"/exams/{uid(19)}")
+            # All but the one of 10 MB were passed over: it comes next, and is fetched ahead.
+            others = str([uid(number) for number in range(22) if number != 20]).replace("'", '"')
+            desk.page.evaluate(f"sessionStorage.setItem('exam.passed', '{others}')")
+            with desk.page.expect_response(f"**/{uid(20)}/picture"):
+                desk.exam(19)
+            desk.page.wait_for_timeout(1_500)
+            began = time.perf_counter()
+            desk.press("n")
+            desk.shown(uid(20))
+            ahead.append(time.perf_counter() - began)
+            hall.leave()
+        digest = service.worklist().item(uid(20)).digest
+        pictures = Pictures(Spool(service.home / "spool"), None, None)  # type: ignore[arg-type]
+        made, pressed = [], []
+        for _ in range(RUNS):
+            began = time.perf_counter()
+            content = pictures.picture(digest).content
+            made.append((time.perf_counter() - began) * 1000)
+            began = time.perf_counter()
+            small = gzip.compress(content, 1)
+            pressed.append((time.perf_counter() - began) * 1000)
+    _row("asked for, on the screen", "s", first)
+    _row("next exam by `n`, fetched ahead", "s", ahead)
+    _row("made at the server", "ms", made, f"{len(content) / 1e6:.1f} MB")
+    _row("gzip -1, not done", "ms", pressed, f"{len(small) / 1e6:.1f} MB")
+
+
+MEASUREMENTS = {"startup": startup, "scoring": scoring, "page": page}
 
 
 def _row(name: str, unit: str, values: list[float], note: str = "") -> None:

@@ -107,7 +107,7 @@ def test_a_new_exam_appears_in_its_place_and_the_cursor_stays(hall: Hall, runnin
     before = desk.cursor()
     place = desk.page.locator("#body tr[aria-selected=true]").bounding_box()
     stat = SAMPLES / "05-dx-ap-opacity-stat.dcm"
-    send([stat], running.destination)
+    list(send([stat], running.destination))
     instance = dcmread(stat).SOPInstanceUID
     row = desk.page.locator(f'#body tr[data-uid="{instance}"]')
     expect(row).to_contain_text("STAT", timeout=30_000)
@@ -263,10 +263,11 @@ def test_the_canvas_shows_the_stored_picture_in_its_window(hall: Hall) -> None:
 
     desk.press("i")
     desk.page.wait_for_timeout(100)
-    middle = (
-        "() => { const c = document.querySelector('#canvas');"
-        "const at = [c.width / 2, c.height / 2]; return c.getContext('2d').getImageData(...at, 1, 1).data[0]; }"
-    )
+    middle = """() => {
+        const canvas = document.querySelector("#canvas");
+        const [x, y] = [canvas.width / 2, canvas.height / 2];
+        return canvas.getContext("2d").getImageData(x, y, 1, 1).data[0];
+    }"""
     inverted = desk.page.evaluate(middle)
     assert abs(inverted - (255 - canvas[height // 2, canvas.shape[1] // 2])) <= 1
     desk.press("0", "+", "+", "Shift+ArrowUp", "Shift+ArrowLeft")

@@ -10,6 +10,7 @@ from triage.web.api import seen_by
 from triage.web.pictures import DESCRIPTION, FALL, Pictures
 from triage.web.signin import Viewer, require
 from triage.worklist.accounts import Role, User
+from triage.worklist.audit import Action
 
 router = APIRouter(include_in_schema=False)
 
@@ -35,9 +36,11 @@ def exam(request: Request, user: Viewer, uid: Uid) -> Response:
 
 
 @router.get("/exams/{uid}/picture")
-def picture(request: Request, _user: Viewer, uid: Uid) -> Response:
+def picture(request: Request, user: Viewer, uid: Uid) -> Response:
     """The radiograph's greys; :mod:`triage.web.pictures` says how."""
-    item = request.app.state.site.worklist.item(uid)
+    worklist = request.app.state.site.worklist
+    item = worklist.item(uid)
+    worklist.audit.record(user.name, Action.SAW_PICTURE, uid)
     tag = f'"{item.digest}"'
     headers = {"Cache-Control": KEEP, "ETag": tag}
     if request.headers.get("if-none-match") == tag:

@@ -37,11 +37,12 @@ export function chart({ title, caption, days, series, unit = "", digits = 2, bar
       place.append(make("p", { class: "empty", text: "Nothing to show for these days." }));
       return;
     }
+    const seconds = days.map((day) => Date.parse(`${day.slice(0, 10)}T00:00`) / 1000);
     const axis = { stroke: colour("--muted"), grid: { stroke: colour("--line"), width: 1 }, ticks: { stroke: colour("--line") }, font: "12px system-ui, sans-serif" };
     const options = {
       width: place.clientWidth || 480,
       height: 210,
-      scales: { x: { time: true, range: (_, low, high) => (bars ? [low - 43_200, high + 43_200] : [low, high + (low === high ? 86_400 : 0)]) }, y: { range: (_, low, high) => [least ?? Math.min(0, low), most ?? Math.max(high * 1.08, least ?? 0, 1e-6)] } },
+      scales: { x: { time: true, range: () => [seconds[0] - 43_200, seconds.at(-1) + 43_200] }, y: { range: (_, low, high) => [least ?? Math.min(0, low), most ?? Math.max(high * 1.08, least ?? 0, 1e-6)] } },
       axes: [{ ...axis, values: "{YYYY}-{MM}-{DD}", space: 90 }, { ...axis, size: 54, values: (_, ticks) => ticks.map((tick) => `${+tick.toFixed(4)}${unit}`) }],
       cursor: { points: { size: 6 }, drag: { x: false, y: false } },
       legend: { live: true },
@@ -60,7 +61,6 @@ export function chart({ title, caption, days, series, unit = "", digits = 2, bar
         })),
       ],
     };
-    const seconds = days.map((day) => Date.parse(`${day.slice(0, 10)}T00:00`) / 1000);
     new uPlot(options, [seconds, ...series.map((each) => each.values)], place);
   };
   drawn.add(draw);

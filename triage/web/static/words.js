@@ -128,6 +128,8 @@ export function waited(item, since) {
 }
 
 export function urgency(item) {
+  // Only an order is told of a blind exam: that a flag raised it would tell the score.
+  if (item.blind && item.urgency !== "STAT") return make("span", { class: "urgency routine" }, make("i", { "aria-hidden": "true" }), "Hidden");
   const kind = item.urgency.toLowerCase();
   const words = { stat: "STAT", high: "High", routine: "Routine" }[kind] ?? item.urgency;
   return make("span", { class: `urgency ${kind}` }, make("i", { "aria-hidden": "true" }), words);
