@@ -144,7 +144,7 @@ def item_notes(connection: Connection, chunk: list[dict[str, Any]]) -> list[dict
     noted = {row["sop_instance_uid"]: row for row in chunk if row["notes"]}
     keys = connection.execute(
         select(Item.sop_instance_uid, Item.id).where(Item.sop_instance_uid.in_(noted))
-    ).tuples()
+    )
     return [
         {"item_id": key, "code": code, "unread": row["unread"], "rank_at": row["rank_at"]}
         for uid, key in keys

@@ -144,7 +144,9 @@ class Queries:
         """
         after = None if cursor is None else _read_cursor(cursor)
         with self._transaction() as session:
-            alternatives = _alternatives(session, wanted, reader)
+            if wanted.search.strip():
+                return _found(session, wanted, limit, after, reader)
+            alternatives = _alternatives(wanted, reader)
             rank_at, number = Item.rank_at, Item.id
             if wanted.finding:
                 rank_at, number = ItemNote.rank_at, ItemNote.item_id
@@ -249,11 +251,43 @@ def _ranges(wanted: Filter, after: tuple[bool, dt.datetime, int] | None) -> Sequ
     return ranges
 
 
-def _alternatives(
-    session: Session, wanted: Filter, reader: str | None
-) -> list[list[ColumnElement[bool]]]:
+def _found(
+    session: Session,
+    wanted: Filter,
+    limit: int,
+    after: tuple[bool, dt.datetime, int] | None,
+    reader: str | None,
+) -> Page:
+    """A page of a search. Its few items are put in order here.
+
+    A database would rather go along the order and look at every row on the way.
+    """
+    ids = _search(session, wanted.search.strip())
+    ranges = _ranges(wanted, None)
+    keys: set[tuple[bool, dt.datetime, int]] = set()
+    for conditions in _alternatives(wanted, reader) if ids else ():
+        query = select(Item.unread, Item.rank_at, Item.id).where(Item.id.in_(ids), *conditions)
+        if wanted.finding:
+            query = query.join(ItemNote, ItemNote.item_id == Item.id).where(
+                ItemNote.code == wanted.finding
+            )
+        keys |= {
+            (not unread, rank_at, number)
+            for unread, rank_at, number in session.execute(query)
+            if unread in ranges
+        }
+    if after is not None:
+        keys = {key for key in keys if key > (not after[0], *after[1:])}
+    first = [number for _, _, number in sorted(keys)[: limit + 1]]
+    rows = {row.id: row for row in session.scalars(select(Item).where(Item.id.in_(first[:limit])))}
+    at = now()
+    items = tuple(shown(rows[number], at) for number in first[:limit])
+    return Page(items, _cursor(rows[first[limit - 1]]) if len(first) > limit else None)
+
+
+def _alternatives(wanted: Filter, reader: str | None) -> list[list[ColumnElement[bool]]]:
     """Sets of conditions, each with an index of its own; an item of the page fulfils one."""
-    conditions = _conditions(session, wanted)
+    conditions = _conditions(wanted)
     if reader is None:
         return [conditions]
     read = (
@@ -268,11 +302,11 @@ def _alternatives(
         return [[*conditions, or_(Item.blind.is_(False), read)]]
     if wanted.flagged is None:
         return [conditions]
-    hidden = [*_conditions(session, replace(wanted, flagged=None)), Item.blind.is_(True), ~read]
+    hidden = [*_conditions(replace(wanted, flagged=None)), Item.blind.is_(True), ~read]
     return [conditions, hidden]
 
 
-def _conditions(session: Session, wanted: Filter) -> list[ColumnElement[bool]]:
+def _conditions(wanted: Filter) -> list[ColumnElement[bool]]:
     equal = (
         (Item.state, wanted.state),
         (Item.flagged, wanted.flagged),
@@ -292,8 +326,6 @@ def _conditions(session: Session, wanted: Filter) -> list[ColumnElement[bool]]:
         ]
     if wanted.received_to is not None:
         found += [Item.received_at < wanted.received_to, Item.rank_at < wanted.received_to]
-    if wanted.search.strip():
-        found.append(Item.id.in_(_search(session, wanted.search.strip())))
     return found
 
 
