@@ -5,6 +5,7 @@ vouches for has none here. No account is ever removed: its name stands under rea
 """
 
 import datetime as dt
+import hashlib
 import secrets
 import threading
 import unicodedata
@@ -21,7 +22,7 @@ from sqlalchemy.orm import Session
 from triage.errors import AccountError, SignInRefused
 from triage.worklist.audit import Action, record
 from triage.worklist.journal import now
-from triage.worklist.tables import Account, WebSession
+from triage.worklist.tables import Account, SignInAttempt, WebSession
 
 if TYPE_CHECKING:
     from argon2 import PasswordHasher
@@ -211,6 +212,8 @@ class Accounts:
     def reset(self, name: str, actor: str) -> str:
         """Give a local account a one-time password and end its sessions; the password.
 
+        Refused sign-ins of the account are forgotten.
+
         Raises
         ------
         AccountError
@@ -226,6 +229,7 @@ class Accounts:
                 )
             account.password_hash, account.must_change = hashed, True
             _end_sessions(session, account)
+            forget_attempts(session, account.name)
             record(session, actor, Action.ACCOUNT_RESET, account.name)
         return password
 
@@ -377,6 +381,16 @@ def kept_name(text: str) -> str:
     return folded if len(folded) <= 64 and folded.isprintable() else ""
 
 
+def name_hash(name: str) -> str:
+    """What stands for a name among refused attempts: it may be a password in the wrong field."""
+    return hashlib.sha256((kept_name(name) or name).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def forget_attempts(session: Session, name: str) -> None:
+    """Wipe the slate of a name."""
+    session.execute(delete(SignInAttempt).where(SignInAttempt.account_hash == name_hash(name)))
+
+
 def user_of(account: Account) -> User:
     """The user that an account's row tells of."""
     return User(
@@ -431,7 +445,7 @@ def _find(session: Session, name: str) -> Account:
 
 
 def _require_another_operator(session: Session, account: Account) -> None:
-    """Else nobody could look after the accounts on the page."""
+    """Else nobody could look after the service on the page."""
     if account.disabled or Role.OPERATOR not in account.roles:
         return
     others = session.scalars(

@@ -17,7 +17,15 @@ from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from triage.errors import NotSignedIn, SignInRefused, TooManyAttempts
-from triage.worklist.accounts import Accounts, Identity, User, kept_name, user_of
+from triage.worklist.accounts import (
+    Accounts,
+    Identity,
+    User,
+    forget_attempts,
+    kept_name,
+    name_hash,
+    user_of,
+)
 from triage.worklist.audit import Action, record
 from triage.worklist.journal import now
 from triage.worklist.tables import Account, SignInAttempt, SignInFlow, WebSession
@@ -237,14 +245,12 @@ class Sessions:
 
     def _signed_in(self, number: int, name: str, address: str, how: str) -> str:
         with self._transaction(write=True) as session:
-            session.execute(
-                delete(SignInAttempt).where(SignInAttempt.account_hash == _name_hash(name))
-            )
+            forget_attempts(session, name)
             return _begin(session, number, address, how)
 
     def _count_attempt(self, name: str, address: str) -> None:
         """Count an attempt before it is made, so that many at once are no way around."""
-        moment, key = now(), _name_hash(name)
+        moment, key = now(), name_hash(name)
         with self._transaction(write=True) as session:
             if session.get_bind().dialect.name == "postgresql":
                 session.execute(select(func.pg_advisory_xact_lock(_ATTEMPT_LOCK)))
@@ -313,7 +319,3 @@ def _token_hash(token: str) -> str:
 def _state_name(state: str) -> str:
     """What stands for the name in the count of attempts, which no name can be."""
     return f"state {state}"
-
-
-def _name_hash(name: str) -> str:
-    return _token_hash(kept_name(name) or name)
