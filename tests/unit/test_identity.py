@@ -68,6 +68,7 @@ def test_an_instance_is_what_its_header_states() -> None:
         series_instance_uid=dataset.SeriesInstanceUID,
         study_instance_uid=dataset.StudyInstanceUID,
         patient_id="t-1",
+        patient_name="Test^Child",
         accession_number="A-1",
         modality="CR",
         body_part="CHEST",

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from triage.errors import ModelError
-from triage.explanation import full_heat, occlusion_map, overlay
+from triage.explanation import explain, full_heat, overlay
 from triage.pixels import fingerprint, normalize, viewing
 from triage.registry import ModelVersion, Registry
 from triage.scoring import Scorer
@@ -136,7 +136,7 @@ class Pictures:
 
     def _painted(self, digest: str, model_version: str) -> Heat:
         scorer = self._scorer_of(model_version)
-        heat_map = occlusion_map(scorer, normalize(self._spool.instance(digest)).array)
+        heat_map = explain(scorer, normalize(self._spool.instance(digest)).array)
         file = io.BytesIO()
         Image.fromarray(overlay(heat_map, (HEAT_SIDE, HEAT_SIDE)), "RGBA").save(file, "PNG")
         return Heat(file.getvalue(), full_heat(heat_map))

@@ -338,9 +338,10 @@ def _search(session: Session, text: str) -> list[int]:
             select(Item.id).where(_begins(session, Item.patient_id, words)),
         ]
     queries.append(select(Item.id).where(_begins(session, Item.name_key, text.lower())))
-    queries.append(
-        select(Item.id).where(or_(Item.sop_instance_uid == text, Item.study_instance_uid == text))
-    )
+    queries += [
+        select(Item.id).where(column == text)
+        for column in (Item.sop_instance_uid, Item.study_instance_uid)
+    ]
     found: set[int] = set()
     for query in queries:
         found.update(session.scalars(query.limit(MOST_FOUND)))

@@ -138,7 +138,7 @@ const normal = (text) => (text ?? "").toLowerCase();
 function wanted(item) {
   const asked = filter();
   if (asked.unread !== undefined && item.unread !== asked.unread) return false;
-  if (asked.flagged && !item.flagged) return false;
+  if (asked.flagged && !item.flagged && !item.blind) return false;
   if (asked.state && item.state !== asked.state) return false;
   if (asked.modality && item.modality !== asked.modality) return false;
   if (asked.view && item.view_position !== asked.view) return false;
