@@ -1,7 +1,9 @@
 """Fixtures: databases, homes and running services, all of them real."""
 
+import json
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -13,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import data_store
 import psycopg
@@ -77,6 +80,7 @@ class Service:
     home: Path
     port: int
     settings: Mapping[str, str] = field(default_factory=dict)
+    web_port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -87,6 +91,7 @@ class Service:
             **inherited,
             "TRIAGE_HOME": str(self.home),
             "TRIAGE_DICOM_PORT": str(self.port),
+            "TRIAGE_WEB_PORT": str(self.web_port),
             "TRIAGE_LOG_FORMAT": "json",
             **self.settings,
         }
@@ -95,6 +100,11 @@ class Service:
     def log(self) -> Path:
         """Where its standard error goes."""
         return self.home.with_suffix(".log")
+
+    def events(self) -> list[dict[str, Any]]:
+        """What it has logged, but for the line that the first start writes beside the log."""
+        lines = self.log.read_text().splitlines()
+        return [json.loads(line) for line in lines if not line.startswith("triage: first start: ")]
 
     @property
     def destination(self) -> Destination:
@@ -112,7 +122,7 @@ class Service:
                 stderr=log,
             )
         if wait:
-            wait_for(self.answers)
+            wait_for(self.answers, seconds=90)
 
     def answers(self) -> bool:
         """Whether the receiver answers C-ECHO."""
@@ -124,6 +134,25 @@ class Service:
         except (TriageError, OSError):
             return False
         return True
+
+    @property
+    def page(self) -> str:
+        """Where its page is."""
+        return f"http://127.0.0.1:{self.web_port}"
+
+    def shows_page(self) -> bool:
+        """Whether the page is served."""
+        try:
+            with socket.create_connection(("127.0.0.1", self.web_port), timeout=2.0):
+                return True
+        except OSError:
+            return False
+
+    def one_time_password(self) -> str:
+        """Of the first operator, as the first start has shown it."""
+        found = re.search(r"one-time password (\S+) ", self.log.read_text())
+        assert found is not None
+        return found.group(1)
 
     def part(self, role: str) -> int:
         """The process id of a running part."""

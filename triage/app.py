@@ -28,6 +28,7 @@ from triage.scoring import Scorer
 from triage.spool import Spool
 from triage.supervisor import Supervisor, stop_on_signals, stop_with_parent
 from triage.worklist import Worklist
+from triage.worklist.accounts import FIRST_OPERATOR
 from triage.worklist.deliveries import ResultKind, Route
 from triage.worklist.schema import HEAD, migrate, open_engine
 
@@ -58,7 +59,7 @@ def configure_logging(config: Config) -> None:
 
     pydicom and pynetdicom put attribute values, so patient data, into their warnings.
     """
-    for name in ("pydicom", "pynetdicom", "py.warnings"):
+    for name in ("pydicom", "pynetdicom", "py.warnings", "uvicorn", "asyncio", "httpx"):
         logger = logging.getLogger(name)
         logger.handlers[:] = [logging.NullHandler()]
         logger.propagate = False
@@ -138,6 +139,7 @@ def worklist(config: Config) -> Worklist:
     return Worklist(
         config.worklist_url,
         [Route(there.name, _TAKEN[there.kind]) for there in config.destinations],
+        config.audit_anchor,
     )
 
 
@@ -337,13 +339,55 @@ def commit(config: Config, stop: threading.Event) -> None:
         ).run(stop)
 
 
+def web(config: Config, stop: threading.Event) -> None:
+    """Serve the radiologists' page until told to stop."""
+    from triage.web import Site, build
+    from triage.web.server import listen, serve, tls_context
+
+    tls = tls_context(config)
+    listening = listen(config)
+    with_database = worklist(config)
+    try:
+        site = Site(
+            config,
+            with_database,
+            Spool(config.spool_folder),
+            registry(config),
+            _network,
+            stop,
+        )
+        app = build(site)
+        _tell_first_operator(with_database, config)
+        serve(app, config, listening, tls, stop)
+    finally:
+        with_database.close()
+
+
+def _tell_first_operator(with_database: Worklist, config: Config) -> None:
+    """Make the first account and show its one-time password, here and never again."""
+    password = with_database.accounts.first_operator()
+    if password is None:
+        return
+    # Not through the log: that is kept, and read by more people.
+    sys.stderr.write(
+        f"triage: first start: sign in at {config.web_origin}/ as `{FIRST_OPERATOR}` with the "
+        f"one-time password {password} (shown only here and now; you choose another at once)\n"
+    )
+    sys.stderr.flush()
+
+
 ROLES: dict[str, Callable[[Config, threading.Event], None]] = {
     "receive": receive,
     "score": score,
     "deliver": deliver,
     "commit": commit,
+    "web": web,
 }
 """The parts of the service, each a process."""
+
+
+_LATER = {"web": 2.0}
+"""Seconds by which a part lets the others go first: consoles are not to wait for the page."""
 
 
 def serve(config: Config, roles: Sequence[str], *, supervised: bool) -> None:
@@ -359,6 +403,8 @@ def serve(config: Config, roles: Sequence[str], *, supervised: bool) -> None:
     stop = stop_on_signals()
     if supervised:
         stop_with_parent(stop)
+        if stop.wait(_LATER.get(roles[0], 0.0)):
+            return
     else:
         prepare(config)
     if len(roles) == 1:

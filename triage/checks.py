@@ -1,6 +1,7 @@
 """Is this installation healthy, part by part? Behind ``triage check``."""
 
 import datetime as dt
+import http.client
 import os
 import shutil
 import socket
@@ -8,11 +9,12 @@ import ssl
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from triage.config import Config, DicomDestination, without_password
-from triage.errors import ModelError, ServiceError, TriageError, WorklistError
+from triage.errors import ModelError, ServiceError, SignInError, TriageError, WorklistError
 from triage.network import Network
 from triage.pixels import SIDE
 from triage.registry import Registry
@@ -58,6 +60,8 @@ def check(config: Config) -> Iterator[Check]:
         "model": _model,
         "receiver": _receiver,
         "tls": _tls,
+        "page": _page,
+        "sign-in": _sign_in,
         "commitments": _commitments,
         "deliveries": _deliveries,
         "destinations": _destinations,
@@ -137,14 +141,23 @@ def _receiver(config: Config) -> str:
 def _tls(config: Config) -> str:
     if config.tls_certificate is None:
         return "off: TRIAGE_TLS_CERTIFICATE is not set"
-    place = f"port {config.tls_port}"
+    address = (_local(config.dicom_host), config.tls_port)
+    left = _certificate_days(config.tls_certificate, address, "receive")
+    clients = "consoles need certificates" if config.tls_ca else "consoles need no certificate"
+    return (
+        f"port {config.tls_port} shows a certificate that is valid for {left} more days; {clients}"
+    )
+
+
+def _certificate_days(certificate: Path, address: tuple[str, int], part: str) -> int:
+    """For how many days the certificate that is shown there is valid."""
+    place = f"port {address[1]}"
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     # Not whom the world trusts: what is shown must be the certificate that is configured.
     context.check_hostname = False
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-    address = (_local(config.dicom_host), config.tls_port)
     try:
-        context.load_verify_locations(config.tls_certificate)
+        context.load_verify_locations(certificate)
         with (
             socket.create_connection(address, timeout=5.0) as connection,
             context.wrap_socket(connection) as shown,
@@ -153,21 +166,74 @@ def _tls(config: Config) -> str:
     except ssl.SSLCertVerificationError as error:
         raise ServiceError(
             f"the certificate on {place} is not valid ({error.verify_message}): renew "
-            f"{config.tls_certificate}, then start `triage serve` anew"
+            f"{certificate}, then start `triage serve` anew"
         ) from error
     except OSError as error:
         raise ServiceError(
             f"no TLS on {place} ({type(error).__name__}): see whether `triage serve` runs its "
-            "`receive` part, and its log"
+            f"`{part}` part, and its log"
         ) from error
     left = dt.timedelta(seconds=until - time.time())
     if left < CERTIFICATE_NOTICE:
         raise ServiceError(
             f"the certificate on {place} is valid for {left.days} more days: renew "
-            f"{config.tls_certificate}, then start `triage serve` anew"
+            f"{certificate}, then start `triage serve` anew"
         )
-    clients = "consoles need certificates" if config.tls_ca else "consoles need no certificate"
-    return f"{place} shows a certificate that is valid for {left.days} more days; {clients}"
+    return left.days
+
+
+def _page(config: Config) -> str:
+    if not config.web_port:
+        return f"on any free port (TRIAGE_WEB_PORT is 0), as {config.web_origin}"
+    address = (_local(config.web_host), config.web_port)
+    certificate = ""
+    connection = http.client.HTTPConnection(*address, timeout=5.0)
+    if config.web_tls_certificate is not None:
+        left = _certificate_days(config.web_tls_certificate, address, "web")
+        certificate = f", with a certificate that is valid for {left} more days"
+        # It was compared just now with the one that is configured.
+        context = ssl._create_unverified_context()  # noqa: S323, SLF001
+        connection = http.client.HTTPSConnection(*address, timeout=5.0, context=context)
+    try:
+        connection.request("GET", "/sign-in")
+        status = connection.getresponse().status
+    except (OSError, http.client.HTTPException) as error:
+        raise ServiceError(
+            f"no page on {address[0]} port {address[1]} ({type(error).__name__}): see whether "
+            "`triage serve` runs its `web` part, and its log"
+        ) from error
+    finally:
+        connection.close()
+    if status == 403 and config.web_behind_proxy:
+        return f"{config.web_origin}, which only its proxy reaches"
+    if status != 200:
+        raise ServiceError(
+            f"the page on {address[0]} port {address[1]} answers {status}: see the log of the "
+            "part `web`"
+        )
+    return f"{config.web_origin} answers{certificate}"
+
+
+def _sign_in(config: Config) -> str:
+    from triage.web.provider import Provider
+
+    worklist = Worklist(config.worklist_url)
+    try:
+        records = [each for each in worklist.accounts.records() if not each.disabled]
+    finally:
+        worklist.close()
+    shown = f"{len(records)} accounts"
+    if config.oidc_issuer:
+        try:
+            Provider(config).depart("/")
+        except SignInError as error:
+            raise ServiceError(str(error)) from error
+        return f"{shown}, and {config.oidc_issuer} answers"
+    if records and not any("operator" in each.roles for each in records):
+        raise ServiceError(
+            "no account is an operator: `triage users roles NAME operator` makes one"
+        )
+    return f"{shown}, no identity provider"
 
 
 def _commitments(config: Config) -> str:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from triage.worklist import WorklistItem
+    from triage.worklist.accounts import Role
 
 TABLE_ROWS = 50
 """So many rows ``triage worklist`` prints unless told otherwise."""
@@ -32,7 +33,7 @@ TABLE_ROWS = 50
 OPERATOR = "operator"
 """Who an event names when a command moved something."""
 
-SERVED = ("receive", "score", "deliver", "commit")
+SERVED = ("receive", "score", "deliver", "commit", "web")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -347,6 +348,154 @@ def deliveries_retry(config: Config, number: int | None, *, all_parked: bool) ->
         return
     record = with_database.retry(number, OPERATOR)
     click.echo(f"delivery {record.id} of {record.kind} to {record.destination} will be attempted")
+
+
+ROLE_NAMES = click.Choice(["viewer", "reader", "operator"], case_sensitive=False)
+
+
+@main.group()
+def users() -> None:
+    """Who may sign in to the page, as what."""
+
+
+@users.command("list")
+@click.option("--json", "as_json", is_flag=True)
+@click.pass_obj
+def users_list(config: Config, *, as_json: bool) -> None:
+    """List accounts."""
+    from triage import app
+
+    records = app.worklist(config).accounts.records()
+    if as_json:
+        click.echo(json.dumps([_plain(record) for record in records], indent=2))
+        return
+    table = _new_table("Name", "Display name", "Roles", "Kind", "State", "Made")
+    for record in records:
+        state = "one-time password" if record.must_change else ""
+        table.add_row(
+            record.name,
+            _printable(record.display_name),
+            ", ".join(record.roles),
+            record.kind,
+            "disabled" if record.disabled else state,
+            _time(record.created_at),
+        )
+    _print(table)
+    if not records:
+        click.echo("No accounts yet: the first `triage serve` makes one.")
+
+
+@users.command("add")
+@click.argument("name")
+@click.argument("roles", nargs=-1, required=True, type=ROLE_NAMES)
+@click.option("--display-name", default="", help="What the page shows. [default: the name]")
+@click.pass_obj
+def users_add(config: Config, name: str, roles: tuple[str, ...], display_name: str) -> None:
+    """Make an account and show its one-time password, now and never again."""
+    from triage import app
+
+    accounts = app.worklist(config).accounts
+    password = accounts.add(name, display_name, _as_roles(roles), _who())
+    click.echo(f"{name}'s one-time password is {password}: to be changed at the first sign-in")
+
+
+@users.command("roles")
+@click.argument("name")
+@click.argument("roles", nargs=-1, required=True, type=ROLE_NAMES)
+@click.pass_obj
+def users_roles(config: Config, name: str, roles: tuple[str, ...]) -> None:
+    """Give an account these roles and no others, at once."""
+    from triage import app
+
+    app.worklist(config).accounts.set_roles(name, _as_roles(roles), _who())
+    click.echo(f"{name} is {', '.join(sorted(set(roles)))}")
+
+
+@users.command("reset")
+@click.argument("name")
+@click.pass_obj
+def users_reset(config: Config, name: str) -> None:
+    """Give an account a one-time password, show it once, and end its sessions."""
+    from triage import app
+
+    password = app.worklist(config).accounts.reset(name, _who())
+    click.echo(f"{name}'s one-time password is {password}: to be changed at the next sign-in")
+
+
+@users.command("disable")
+@click.argument("name")
+@click.pass_obj
+def users_disable(config: Config, name: str) -> None:
+    """Let an account sign in no longer, and end its sessions."""
+    from triage import app
+
+    app.worklist(config).accounts.disable(name, _who())
+    click.echo(f"{name} is disabled")
+
+
+@users.command("enable")
+@click.argument("name")
+@click.pass_obj
+def users_enable(config: Config, name: str) -> None:
+    """Let a disabled account sign in again."""
+    from triage import app
+
+    app.worklist(config).accounts.enable(name, _who())
+    click.echo(f"{name} may sign in")
+
+
+def _as_roles(names: tuple[str, ...]) -> "list[Role]":
+    from triage.worklist.accounts import Role
+
+    return [Role(name) for name in names]
+
+
+def _who() -> str:
+    """Who runs the command, for the audit trail."""
+    import pwd
+
+    try:
+        return f"command of {pwd.getpwuid(os.getuid()).pw_name}"[:128]
+    except KeyError:  # as in a container
+        return f"command of uid {os.getuid()}"
+
+
+@main.group()
+def audit() -> None:
+    """Who saw and who said what."""
+
+
+@audit.command("verify")
+@click.pass_obj
+def audit_verify(config: Config) -> None:
+    """Is the trail as it was written? Names the first broken row; exit status 1."""
+    from triage import app
+
+    head = app.worklist(config).audit.verify()
+    click.echo(f"{head.id} rows, unbroken; the newest is {head.hash}")
+
+
+@audit.command("export")
+@click.option(
+    "--since",
+    type=click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]),
+    help="From this day or time on, in UTC. [default: all]",
+)
+@click.pass_obj
+def audit_export(config: Config, since: "dt.datetime | None") -> None:
+    """Print the trail as JSON lines, oldest first."""
+    import datetime as dt
+
+    from triage import app
+    from triage.worklist.audit import Action
+
+    trail = app.worklist(config).audit
+    begin = None if since is None else since.replace(tzinfo=dt.UTC)
+    rows = 0
+    for record in trail.records(begin):
+        click.echo(json.dumps(record.as_json(), ensure_ascii=False))
+        rows += 1
+    trail.record(_who(), Action.EXPORTED, "audit", {"rows": rows})
 
 
 @main.group()

@@ -5,10 +5,12 @@ A variable beats the file, the file beats the default. The file is the one that
 ``TRIAGE_HOME``.
 """
 
+import ipaddress
 import json
 import re
 import tomllib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -25,7 +27,7 @@ from pydantic import (
 )
 
 from triage.errors import ConfigError
-from triage.peers import Peer, Requester, valid_ae_title
+from triage.peers import Peer, Requester, is_loopback, valid_ae_title
 
 PREFIX = "TRIAGE_"
 FILE_VARIABLE = "TRIAGE_CONFIG"
@@ -159,6 +161,74 @@ def _named_apart(value: tuple[Destination, ...]) -> tuple[Destination, ...]:
     return value
 
 
+@dataclass(frozen=True, slots=True)
+class RoleOf:
+    """Which role the identity provider's word for a group stands for.
+
+    Attributes
+    ----------
+    group : str
+    role : str
+        ``viewer``, ``reader`` or ``operator``.
+    """
+
+    group: str
+    role: str
+
+    @classmethod
+    def parse(cls, text: str) -> "RoleOf":
+        """From ``GROUP=ROLE``; a group's name may hold ``=``, too."""
+        group, _, role = (part.strip() for part in text.rpartition("="))
+        if not group or role not in {"viewer", "reader", "operator"}:
+            raise ValueError(f"{text.strip()!r}: write GROUP=ROLE; roles: viewer, reader, operator")
+        return cls(group, role)
+
+    def __str__(self) -> str:
+        """As an administrator writes it."""
+        return f"{self.group}={self.role}"
+
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+def _network(text: str) -> Network:
+    try:
+        return ipaddress.ip_network(text.strip(), strict=False)
+    except ValueError:
+        raise ValueError(f"{text.strip()!r}: write an address or a CIDR network") from None
+
+
+def _origin(value: str) -> str:
+    """RFC 6454: scheme, host and port."""
+    if not value:
+        return ""
+    parts = urlsplit(value)
+    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.path not in {"", "/"}:
+        raise ValueError("write https://HOST or https://HOST:PORT, without a path")
+    if parts.username is not None or parts.query or parts.fragment:
+        raise ValueError("write https://HOST or https://HOST:PORT, and nothing else")
+    return f"{parts.scheme}://{parts.netloc.lower()}"
+
+
+def _issuer(value: str) -> str:
+    if not value:
+        return ""
+    value = _url(value)
+    parts = urlsplit(value)
+    if parts.scheme != "https" and not _on_this_machine(str(parts.hostname)):
+        raise ValueError("write https://: who can read the way there could sign in as anybody")
+    return value
+
+
+def _on_this_machine(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return is_loopback(host)
+    except ValueError:  # a name: whose address it is may change
+        return False
+
+
 class Config(BaseModel):
     """Every setting, valid by construction.
 
@@ -210,7 +280,61 @@ class Config(BaseModel):
             description="Where reports of Storage Commitment go: AETITLE@HOST:PORT of who asks.",
         )
     )
-    web_port: Port = Field(default=8_080, description="Port of the worklist page.")
+    web_host: str = Field(
+        default="127.0.0.1",
+        min_length=1,
+        description="Address of the worklist page; another than loopback needs TLS or a proxy.",
+    )
+    web_port: Port = Field(
+        default=8_080, description="Port of the worklist page; 0 is any that is free."
+    )
+    web_url: Annotated[str, AfterValidator(_origin)] = Field(
+        default="",
+        description="What people type to reach the page, https://HOST; empty is host and port.",
+    )
+    web_tls_certificate: OptionalPath = Field(
+        default=None, description="PEM file of the page's certificate and the intermediate ones."
+    )
+    web_tls_key: OptionalPath = Field(
+        default=None, description="PEM file of that certificate's key, without a password."
+    )
+    web_behind_proxy: Annotated[
+        tuple[InstanceOf[ipaddress.IPv4Network] | InstanceOf[ipaddress.IPv6Network], ...],
+        _entries(_network),
+    ] = Field(
+        default=(),
+        description="Addresses of the proxies that do TLS for the page; only they get an answer.",
+    )
+    session_idle_minutes: int = Field(
+        default=60, ge=1, le=1_440, description="Who does nothing for so long is signed out."
+    )
+    session_hours: int = Field(
+        default=12, ge=1, le=168, description="After so long everybody signs in anew."
+    )
+    oidc_issuer: Annotated[str, AfterValidator(_issuer)] = Field(
+        default="", description="URL of the OpenID Connect provider; empty is local accounts only."
+    )
+    oidc_client_id: str = Field(default="", description="What the provider calls this program.")
+    oidc_client_secret_file: OptionalPath = Field(
+        default=None, description="File with the client secret; none for a public client."
+    )
+    oidc_name_claim: str = Field(
+        default="preferred_username",
+        min_length=1,
+        description="The claim that becomes the account's name.",
+    )
+    oidc_role_claim: str = Field(
+        default="groups",
+        min_length=1,
+        description="The claim that holds groups; dots lead into objects.",
+    )
+    oidc_roles: Annotated[tuple[InstanceOf[RoleOf], ...], _entries(RoleOf.parse)] = Field(
+        default=(),
+        description="GROUP=ROLE each; who is in none of the groups may not sign in.",
+    )
+    oidc_ca_file: OptionalPath = Field(
+        default=None, description="PEM file of who signs the provider's certificate."
+    )
     database_url: str = Field(
         default="",
         description="SQLAlchemy URL of the worklist; empty is SQLite in the home.",
@@ -283,10 +407,28 @@ class Config(BaseModel):
             raise ValueError("dicom_port and tls_port are the same: TLS needs a port of its own")
         if self.max_arriving_mb < self.max_object_mb:
             raise ValueError("max_arriving_mb is less than max_object_mb")
+        self._web_fits_together()
         titles = [each.ae_title for each in self.commitment_peers]
         if len(titles) != len(set(titles)):
             raise ValueError("commitment_peers names an AE title twice")
         return self
+
+    def _web_fits_together(self) -> None:
+        encrypted = self.web_tls_certificate is not None
+        if encrypted != (self.web_tls_key is not None):
+            raise ValueError(
+                "web_tls_certificate and web_tls_key belong together: set both or none"
+            )
+        if not (encrypted or self.web_behind_proxy or _on_this_machine(self.web_host)):
+            raise ValueError(
+                f"web_host {self.web_host} lets the network in without encryption: set "
+                "web_tls_certificate and web_tls_key, or web_behind_proxy to the address of a "
+                "proxy that does TLS"
+            )
+        if self.web_behind_proxy and not self.web_url:
+            raise ValueError("web_behind_proxy needs web_url: the address that people type")
+        if self.oidc_issuer and not (self.oidc_client_id and self.oidc_roles):
+            raise ValueError("oidc_issuer needs oidc_client_id and oidc_roles")
 
     @classmethod
     def read(cls, environment: Mapping[str, str], folder: Path) -> "Config":
@@ -350,9 +492,28 @@ class Config(BaseModel):
         return self.home / "run"
 
     @property
+    def audit_anchor(self) -> Path:
+        """Where the end of the audit trail is remembered outside of the database."""
+        return self.home / "audit-head"
+
+    @property
     def worklist_url(self) -> str:
         """The database URL with the default filled in."""
         return self.database_url or f"sqlite:///{self.home / 'worklist.sqlite'}"
+
+    @property
+    def web_origin(self) -> str:
+        """What browsers call the page: scheme, host and port (RFC 6454)."""
+        if self.web_url:
+            return self.web_url
+        scheme, usual = ("https", 443) if self.web_tls_certificate else ("http", 80)
+        host = f"[{self.web_host}]" if ":" in self.web_host else self.web_host
+        return f"{scheme}://{host}" + (f":{self.web_port}" if self.web_port != usual else "")
+
+    @property
+    def web_is_secure(self) -> bool:
+        """Whether browsers reach the page by TLS."""
+        return self.web_origin.startswith("https://")
 
     def shown(self) -> dict[str, str]:
         """Every setting as text by its variable's name, passwords hidden."""

@@ -10,7 +10,17 @@
     |   |-- UnknownItem             no worklist item has that SOP Instance UID
     |   |-- NotReadable             the item has no score for a verdict to be about
     |   |-- UnknownDelivery         no delivery has that number
-    |   `-- UnknownCommitment       no request for Storage Commitment has that number
+    |   |-- UnknownCommitment       no request for Storage Commitment has that number
+    |   |-- AccountError            an account cannot be made or changed so
+    |   `-- AuditBroken             the audit trail is not as it was written
+    |-- SignInError                 who asks is not known, or may not
+    |   |-- NotSignedIn             there is no valid session
+    |   |-- Forbidden               the account lacks the role
+    |   |-- SignInRefused           name, password or identity provider say no
+    |   |-- TooManyAttempts         too many refused sign-ins; try later
+    |   `-- ProviderFailed          the identity provider cannot be asked, or talks nonsense
+    |-- TooLarge                    a request brings more than is taken at once
+    |-- TooSlow                     a request does not come whole
     |-- DicomError                  a data set or an association is not what it should be
     |-- DeliveryError               a destination has not taken a result; refused, or could not
     |-- ServiceError                a part of the service cannot start or go on
@@ -83,6 +93,57 @@ class UnknownDelivery(WorklistError):
 
 class UnknownCommitment(WorklistError):
     """No request for Storage Commitment has the number that was asked for."""
+
+
+class AccountError(WorklistError):
+    """An account cannot be made or changed as was asked."""
+
+
+class AuditBroken(WorklistError):
+    """The audit trail is not as it was written; the message names the first broken row."""
+
+
+class SignInError(TriageError):
+    """Who asks is not known, or may not."""
+
+
+class NotSignedIn(SignInError):
+    """There is no valid session."""
+
+
+class Forbidden(SignInError):
+    """The account lacks the role, or the request does not come from our own page."""
+
+
+class SignInRefused(SignInError):
+    """Name, password or identity provider say no; the message does not tell which."""
+
+
+class ProviderFailed(SignInError):
+    """The identity provider cannot be asked, or what it publishes cannot be used."""
+
+
+class TooManyAttempts(SignInError):
+    """Too many refused sign-ins.
+
+    Parameters
+    ----------
+    message : str
+    retry_seconds : int
+        After so long it may be tried again.
+    """
+
+    def __init__(self, message: str, retry_seconds: int) -> None:
+        super().__init__(message)
+        self.retry_seconds = retry_seconds
+
+
+class TooSlow(TriageError):
+    """A request does not come whole."""
+
+
+class TooLarge(TriageError):
+    """A request brings more than is taken at once."""
 
 
 class DicomError(TriageError):

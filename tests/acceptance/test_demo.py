@@ -19,7 +19,7 @@ def test_the_demo_scores_the_samples_and_adds_nothing_twice(
 ) -> None:
     """Two runs on one home: exit status 0, a table of scored rows, one row a sample."""
     installation = new_service()
-    for _ in range(2):
+    for again in (False, True):
         done = subprocess.run(
             [*DEMO, "--once"], env=installation.environment, cwd=installation.home.parent,
             capture_output=True, text=True, check=False, timeout=180,
@@ -27,6 +27,8 @@ def test_the_demo_scores_the_samples_and_adds_nothing_twice(
         assert done.returncode == 0, done.stderr
         assert "SCORED" in done.stdout
         assert str(installation.home) in done.stdout
+        assert f"{installation.page}/" in done.stdout
+        assert ("one-time password" in done.stdout) is not again
         rows = json.loads(installation.triage("worklist", "--json").stdout)
         assert len(rows) == len(list(SAMPLES.glob("*.dcm")))
         assert Counter(row["reason"] or row["state"] for row in rows) == {

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, get_args
 
 from sqlalchemy import CursorResult, Row, Select, func, or_, select, update
@@ -19,11 +20,14 @@ from triage.errors import NotReadable, UnknownItem, WorklistError
 from triage.identity import Instance
 from triage.quality import same_picture
 from triage.scoring import Priority, Score, Verdict, priority
+from triage.worklist.accounts import Accounts
+from triage.worklist.audit import ANCHOR, Trail
 from triage.worklist.commitments import Commitments
 from triage.worklist.deliveries import Deliveries, ResultKind, Route, enqueue
 from triage.worklist.journal import journal as _journal
 from triage.worklist.journal import now as _now
 from triage.worklist.schema import WRITE, open_engine, require_current, unavailable
+from triage.worklist.sessions import Sessions
 from triage.worklist.tables import Event, Item, Reading, ScoreRecord
 
 MAX_ATTEMPTS = 3
@@ -181,10 +185,15 @@ class Worklist:
         An SQLAlchemy URL of SQLite or PostgreSQL.
     routes : sequence of Route
         Where the scores and readings that are recorded here are delivered.
+    anchor : Path, optional
+        Where the end of the audit trail is remembered outside of the database.
 
     Attributes
     ----------
     deliveries : Deliveries
+    audit : Trail
+    accounts : Accounts
+    sessions : Sessions
     commitments : Commitments
 
     Raises
@@ -193,9 +202,13 @@ class Worklist:
         There is no database, it cannot be reached, or its schema is another.
     """
 
-    def __init__(self, url: str, routes: Sequence[Route] = ()) -> None:
+    def __init__(self, url: str, routes: Sequence[Route] = (), anchor: Path | None = None) -> None:
         self._routes = tuple(routes)
+        self._info = {} if anchor is None else {ANCHOR: anchor}
         self.deliveries = Deliveries(self._transaction)
+        self.audit = Trail(self._transaction, anchor)
+        self.accounts = Accounts(self._transaction)
+        self.sessions = Sessions(self._transaction, self.accounts)
         self._reading = open_engine(url, create=False)
         self._writing = self._reading.execution_options(**{WRITE: True})
         self.commitments = Commitments(self._transaction)
@@ -512,7 +525,8 @@ class Worklist:
     def _transaction(self, *, write: bool = False) -> Iterator[Session]:
         """One transaction; database failures leave as :class:`WorklistError`."""
         try:
-            with Session(self._writing if write else self._reading) as session, session.begin():
+            engine = self._writing if write else self._reading
+            with Session(engine, info=self._info) as session, session.begin():
                 yield session
         except IntegrityError:
             raise

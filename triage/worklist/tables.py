@@ -227,3 +227,81 @@ class Event(Base):
     action: Mapped[str] = mapped_column(String(32))
     actor: Mapped[str] = mapped_column(String(128))
     detail: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+
+
+class AuditRow(Base):
+    """Who did or saw what. Appended, never edited: triggers refuse it."""
+
+    __tablename__ = "audit"
+
+    id: Mapped[int] = mapped_column(_Key, primary_key=True, autoincrement=False)
+    at: Mapped[dt.datetime] = mapped_column(UtcDateTime, index=True)
+    actor: Mapped[str] = mapped_column(String(128))
+    action: Mapped[str] = mapped_column(String(32))
+    subject: Mapped[str] = mapped_column(String(128))
+    detail: Mapped[dict[str, Any]] = mapped_column(JSON)
+    previous: Mapped[str] = mapped_column(String(64))
+    hash: Mapped[str] = mapped_column(String(64))
+
+
+class Account(Base):
+    """Who may sign in."""
+
+    __tablename__ = "accounts"
+
+    id: Mapped[int] = mapped_column(_Key, primary_key=True)
+    name: Mapped[str] = mapped_column(String(64), unique=True)
+    display_name: Mapped[str] = mapped_column(String(128))
+    roles: Mapped[list[str]] = mapped_column(JSON)
+    password_hash: Mapped[str | None] = mapped_column(String(256))
+    """Argon2id, with its parameters; null where an identity provider signs in."""
+    must_change: Mapped[bool] = mapped_column(Boolean)
+    """The password is a one-time password."""
+    issuer: Mapped[str | None] = mapped_column(String(256))
+    issuer_subject: Mapped[str | None] = mapped_column(String(256))
+    """What the identity provider calls the account (OpenID Connect Core, ``iss`` and ``sub``)."""
+    disabled: Mapped[bool] = mapped_column(Boolean)
+    created_at: Mapped[dt.datetime] = mapped_column(UtcDateTime)
+
+    __table_args__ = (Index("ux_accounts_issuer", "issuer", "issuer_subject", unique=True),)
+
+
+class WebSession(Base):
+    """A signed-in browser. Only the hash of what its cookie holds is here."""
+
+    __tablename__ = "sessions"
+
+    token_hash: Mapped[str] = mapped_column(String(64), primary_key=True)
+    account_id: Mapped[int] = mapped_column(ForeignKey("accounts.id"), index=True)
+    created_at: Mapped[dt.datetime] = mapped_column(UtcDateTime)
+    seen_at: Mapped[dt.datetime] = mapped_column(UtcDateTime)
+
+
+class SignInAttempt(Base):
+    """An attempt to sign in that did not succeed, or has not yet."""
+
+    __tablename__ = "sign_in_attempts"
+
+    id: Mapped[int] = mapped_column(_Key, primary_key=True)
+    at: Mapped[dt.datetime] = mapped_column(UtcDateTime)
+    account_hash: Mapped[str] = mapped_column(String(64))
+    """Of the name as it was typed: now and then it is a password."""
+    address: Mapped[str] = mapped_column(String(64))
+
+    __table_args__ = (
+        Index("ix_sign_in_attempts_account", "account_hash", "at"),
+        Index("ix_sign_in_attempts_address", "address", "at"),
+    )
+
+
+class SignInFlow(Base):
+    """A sign-in that is on its way through the identity provider."""
+
+    __tablename__ = "sign_in_flows"
+
+    state_hash: Mapped[str] = mapped_column(String(64), primary_key=True)
+    verifier: Mapped[str] = mapped_column(String(128))
+    nonce: Mapped[str] = mapped_column(String(128))
+    destination: Mapped[str] = mapped_column(Text)
+    """The page that was asked for: a path of ours."""
+    started_at: Mapped[dt.datetime] = mapped_column(UtcDateTime, index=True)
