@@ -21,7 +21,7 @@ import numpy.typing as npt
 from training.dataset import CLASSES, Case, Part, Snapshot
 from training.evaluate import figures, threshold_for
 from training.exported import WEIGHTS, export
-from training.networks import build
+from training.networks import FINE_TUNED, build
 from training.quality import fit_and_measure
 from training.versions import replace, seal
 from triage.errors import DataError
@@ -347,5 +347,15 @@ def _write(
 
 
 def new_run(snapshot: Snapshot, architecture: str, seed: int, precision: Precision) -> Run:
-    """A run on this program's pixel pipeline."""
+    """A run on this program's pixel pipeline.
+
+    Raises
+    ------
+    DataError
+        The architecture starts from pretrained weights, which this way of training lacks.
+    """
+    if architecture in FINE_TUNED:
+        raise DataError(
+            f"{architecture} is fine-tuned: run crossvalidate, then fit with --crossvalidated"
+        )
     return Run(architecture, seed, precision, snapshot.digest, fingerprint())

@@ -265,6 +265,10 @@ def test_a_fit_needs_a_finished_crossvalidation_of_its_own_data(
     done = fit(folder, tmp_path / "nothing", tmp_path / "model")
     assert done.returncode == 1
     assert "run crossvalidate first" in done.stderr
+    options = ("--data", folder, "--architecture", "efficientnet_lite0", "--seed", 3)
+    done = training("fit", *options, "--out", tmp_path / "model")
+    assert done.returncode == 1
+    assert "run crossvalidate, then fit" in done.stderr
     copy = tmp_path / "data"
     shutil.copytree(folder, copy)
     (copy / "train" / "NORMAL" / "IM-0000-0000.jpeg").unlink()
