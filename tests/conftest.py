@@ -1,5 +1,6 @@
 """Fixtures: databases, homes and running services, all of them real."""
 
+import json
 import os
 import random
 import re
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import data_store
 import psycopg
@@ -99,6 +101,11 @@ class Service:
         """Where its standard error goes."""
         return self.home.with_suffix(".log")
 
+    def events(self) -> list[dict[str, Any]]:
+        """What it has logged, but for the line that the first start writes beside the log."""
+        lines = self.log.read_text().splitlines()
+        return [json.loads(line) for line in lines if not line.startswith("triage: first start: ")]
+
     @property
     def destination(self) -> Destination:
         """Its storage SCP."""
@@ -115,7 +122,7 @@ class Service:
                 stderr=log,
             )
         if wait:
-            wait_for(self.answers)
+            wait_for(self.answers, seconds=90)
 
     def answers(self) -> bool:
         """Whether the receiver answers C-ECHO."""

@@ -81,7 +81,8 @@ def configure_logging(config: Config) -> None:
             structlog.processors.format_exc_info,
             last,
         ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        # One write a line: the parts share a log, and Python may be unbuffered.
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
     )
     threading.excepthook = _thread_died
 
@@ -346,17 +347,20 @@ def web(config: Config, stop: threading.Event) -> None:
     tls = tls_context(config)
     listening = listen(config)
     with_database = worklist(config)
-    site = Site(
-        config,
-        with_database,
-        Spool(config.spool_folder),
-        registry(config),
-        _network,
-        stop,
-    )
-    app = build(site)
-    _tell_first_operator(with_database, config)
-    serve(app, config, listening, tls, stop)
+    try:
+        site = Site(
+            config,
+            with_database,
+            Spool(config.spool_folder),
+            registry(config),
+            _network,
+            stop,
+        )
+        app = build(site)
+        _tell_first_operator(with_database, config)
+        serve(app, config, listening, tls, stop)
+    finally:
+        with_database.close()
 
 
 def _tell_first_operator(with_database: Worklist, config: Config) -> None:
@@ -382,6 +386,10 @@ ROLES: dict[str, Callable[[Config, threading.Event], None]] = {
 """The parts of the service, each a process."""
 
 
+_LATER = {"web": 2.0}
+"""Seconds by which a part lets the others go first: consoles are not to wait for the page."""
+
+
 def serve(config: Config, roles: Sequence[str], *, supervised: bool) -> None:
     """Run one role here, or several as processes of their own, until a signal.
 
@@ -395,6 +403,8 @@ def serve(config: Config, roles: Sequence[str], *, supervised: bool) -> None:
     stop = stop_on_signals()
     if supervised:
         stop_with_parent(stop)
+        if stop.wait(_LATER.get(roles[0], 0.0)):
+            return
     else:
         prepare(config)
     if len(roles) == 1:

@@ -28,6 +28,7 @@
     |   |-- TooManyAttempts         too many refused sign-ins; try later
     |   `-- ProviderFailed          the identity provider cannot be asked, or talks nonsense
     |-- TooLarge                    a request brings more than is taken at once
+    |-- TooSlow                     a request does not come whole
     |-- DicomError                  a data set or an association is not what it should be
     |-- DeliveryError               a destination has not taken a result; refused, or could not
     |-- ServiceError                a part of the service cannot start or go on
@@ -175,6 +176,10 @@ class TooManyAttempts(SignInError):
     def __init__(self, message: str, retry_seconds: int) -> None:
         super().__init__(message)
         self.retry_seconds = retry_seconds
+
+
+class TooSlow(TriageError):
+    """A request does not come whole."""
 
 
 class TooLarge(TriageError):

@@ -7,6 +7,7 @@ from types import ModuleType
 import numpy as np
 
 from triage.errors import ModelError
+from triage.markers import CORNER_MARKERS, MASKED, without_markers
 from triage.pixels import SIDE, Array, fingerprint
 from triage.registry import EXPORTED, ModelVersion
 from triage.scoring import Score
@@ -43,6 +44,7 @@ class Network:
                 f"this program makes {fingerprint()}: use a model trained with this program"
             )
         self._model = model
+        self._masks_markers = model.description.get(CORNER_MARKERS) == MASKED
         ov = openvino()
         try:
             core = ov.Core()
@@ -67,12 +69,14 @@ class Network:
         return self._model.version
 
     def score(self, array: Array) -> Score:
-        """Score one array.
+        """Score one array; a version that was trained without corner markers sees none.
 
         Parameters
         ----------
         array : ndarray of float32, shape (256, 256), 0.0 to 1.0
         """
+        if self._masks_markers:
+            array = without_markers(array)
         output = self._request.infer([array.reshape(1, SIDE, SIDE, 1)])[0]
         # float32 rounding may leave a sigmoid a hair above 1.
         probability = float(np.clip(output[0, 0], 0.0, 1.0))

@@ -128,6 +128,24 @@ def test_several_rows_in_one_transaction_are_chained(kept: Worklist, anchor: Pat
     assert anchor.read_text().split() == ["8", head.hash]
 
 
+def test_what_a_savepoint_takes_back_was_never_there(kept: Worklist, anchor: Path) -> None:
+    """Neither in the chain nor for the anchor."""
+    with kept._transaction(write=True) as session:
+        record(session, "operator", Action.IMPORTED, "1.2.1")
+        inner = session.begin_nested()
+        record(session, "operator", Action.IMPORTED, "1.2.2")
+        inner.rollback()
+    assert kept.audit.verify().id == 6
+    with kept._transaction(write=True) as session:
+        inner = session.begin_nested()
+        record(session, "operator", Action.IMPORTED, "1.2.3")
+        inner.rollback()
+        record(session, "operator", Action.IMPORTED, "1.2.4")
+    head = kept.audit.verify()
+    assert head.id == 7
+    assert anchor.read_text().split() == ["7", head.hash]
+
+
 @pytest.mark.parametrize(
     "statement",
     [

@@ -1,6 +1,5 @@
 """Storage Commitment, asked for by Orthanc and by a requester that does what it likes."""
 
-import json
 import os
 import signal
 import threading
@@ -35,7 +34,7 @@ def reference(file: Path) -> Reference:
 
 def told(service: Service, action: str) -> list[dict[str, Any]]:
     """What the log says of an action."""
-    lines = [json.loads(line) for line in service.log.read_text().splitlines()]
+    lines = service.events()
     return [line for line in lines if line["action"] == action]
 
 

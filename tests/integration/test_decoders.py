@@ -1,6 +1,5 @@
 """The proof of decoders at the receiver's start."""
 
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -64,7 +63,7 @@ def test_what_is_not_proven_is_not_offered(
     """The log names the library to install, and the rest is offered as ever."""
     service = new_service(**shadow(tmp_path, content))
     service.start("--roles", "receive")
-    lines = [json.loads(line) for line in service.log.read_text().splitlines()]
+    lines = service.events()
     missing = [line for line in lines if line["action"] == "transfer_syntax_not_offered"]
     assert {line["transfer_syntax_uid"] for line in missing} == unproven
     for line in missing:

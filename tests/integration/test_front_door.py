@@ -53,7 +53,7 @@ on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 def told(service: Service, action: str = "") -> list[dict[str, Any]]:
     """What the log says, of one action or of all."""
-    lines = [json.loads(line) for line in service.log.read_text().splitlines()]
+    lines = service.events()
     return [line for line in lines if action in {"", line["action"]}]
 
 

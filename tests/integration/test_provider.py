@@ -220,8 +220,14 @@ class Liar:
 
     def token(self, headers: Any, body: dict[str, str]) -> tuple[int, dict[str, Any]]:
         """Redeems a code: once, for its client, for who began (RFC 6749 4.1.3, RFC 7636 4.6)."""
-        wanted = base64.b64encode(f"{CLIENT}:{SECRET}".encode()).decode()
-        if headers["Authorization"] != f"Basic {wanted}":
+        basic = base64.b64encode(f"{CLIENT}:{SECRET}".encode()).decode()
+        shown = (headers["Authorization"], body.get("client_id"), body.get("client_secret"))
+        ways = {
+            "basic": (f"Basic {basic}", None, None),
+            "post": (None, CLIENT, SECRET),
+            "none": (None, CLIENT, None),
+        }
+        if shown != ways[self.spoil.get("way", "basic")]:
             return 401, {"error": "invalid_client"}
         asked = self.codes.pop(body.get("code", ""), None)
         challenge = hashlib.sha256(body.get("code_verifier", "").encode()).digest()
@@ -321,8 +327,17 @@ def test_an_honest_provider_lets_in(liar: Liar, site_at: Callable[..., Site]) ->
     assert "client_secret" not in redeemed
 
 
-def _none() -> dict[str, Any]:
-    return {"metadata": {"id_token_signing_alg_values_supported": ["none", "RS256"]}}
+def test_a_client_shows_its_secret_as_the_provider_wants_it(
+    liar: Liar, site_at: Callable[..., Site]
+) -> None:
+    """In the body where it takes no Basic (RFC 6749 2.3.1); a public client has none to show."""
+    posted = {"token_endpoint_auth_methods_supported": ["client_secret_post"]}
+    liar.spoil = {"way": "post", "metadata": posted}
+    with served(site_at(liar.issuer)) as url, Visitor(url) as visitor:
+        assert visitor.get(there(visitor)).status_code == 303
+    liar.spoil = {"way": "none"}
+    with served(site_at(liar.issuer, oidc_client_secret_file="")) as url, Visitor(url) as visitor:
+        assert visitor.get(there(visitor)).status_code == 303
 
 
 NOW = int(time.time())

@@ -139,7 +139,7 @@ def test_samples_are_scored_or_say_why_not(service: Service) -> None:
         assert (row["reason"] is None) is scored
         assert (row["score"] is not None) is scored
         assert not scored or row["flagged"] is (row["score"] >= row["threshold"])
-    lines = [json.loads(line) for line in service.log.read_text().splitlines()]
+    lines = service.events()
     assert {"listening", "worker_ready", "stored", "scored", "not_scored"} <= {
         line["action"] for line in lines
     }

@@ -1,7 +1,6 @@
 """The port with TLS (PS3.15 B.12), called by DCMTK, by OpenSSL and by silence."""
 
 import contextlib
-import json
 import re
 import socket
 import ssl
@@ -64,7 +63,7 @@ def tls_port(service: Service) -> int:
 
 def told(service: Service, action: str) -> list[dict[str, Any]]:
     """What the log says of an action."""
-    lines = [json.loads(line) for line in service.log.read_text().splitlines()]
+    lines = service.events()
     return [line for line in lines if line["action"] == action]
 
 

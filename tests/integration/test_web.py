@@ -257,6 +257,61 @@ def test_a_stream_ends_with_its_session(
         thread.join(20)
 
 
+# Requests that do not come, or come and come
+
+
+def test_a_body_without_a_length_is_cut_off_at_the_limit(
+    worklist: Worklist, tmp_path: Path
+) -> None:
+    """413, though nothing was announced; and nothing of it was taken for a form."""
+
+    def endless() -> Iterator[bytes]:
+        yield b"name=x&password="
+        for _ in range(1_000):
+            yield b"y" * 1_000
+
+    with served(site_of(worklist, tmp_path)) as url, Visitor(url) as visitor:
+        form = {"Content-Type": "application/x-www-form-urlencoded"}
+        answer = visitor.post("/sign-in", content=endless(), headers=form)
+        assert answer.status_code == 413
+        assert answer.headers["content-security-policy"]
+        assert answer.json()["detail"].startswith("the request is longer than 65536 bytes")
+        for length in ("-1", "x", "9" * 30):
+            with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as raw:
+                head = f"POST /sign-in HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n"
+                raw.sendall(head.encode())
+                assert re.match(rb"HTTP/1.1 4(00|13) ", raw.recv(1_000))
+
+
+def test_half_a_body_is_waited_for_a_while_only(
+    worklist: Worklist, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """408."""
+    monkeypatch.setattr("triage.web.headers.BODY_SECONDS", 0.2)
+    with (
+        served(site_of(worklist, tmp_path)) as url,
+        socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as half,
+    ):
+        half.sendall(
+            b"POST /sign-in HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n"
+            b"Content-Type: application/x-www-form-urlencoded\r\n\r\nname="
+        )
+        assert half.recv(1_000).startswith(b"HTTP/1.1 408 ")
+
+
+def test_a_connection_that_asks_for_nothing_is_closed(
+    worklist: Worklist, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor half a line of a request keeps it open."""
+    monkeypatch.setattr("triage.web.server.OPENING_SECONDS", 0.2)
+    with served(site_of(worklist, tmp_path)) as url:
+        for sent in (b"", b"GET / HT"):
+            with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as silent:
+                silent.sendall(sent)
+                silent.settimeout(20)
+                assert silent.recv(1_000) == b""
+
+
 # TLS, and a proxy that does it
 
 

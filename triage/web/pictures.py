@@ -45,11 +45,12 @@ class Sent:
     ----------
     description : str
         Of the header :data:`DESCRIPTION`.
-    content : bytes
+    content : memoryview
+        Bytes.
     """
 
     description: str
-    content: bytes
+    content: memoryview
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,7 @@ class Pictures:
             "aspect": view.aspect,
         }
         little = view.values.astype(view.values.dtype.newbyteorder("<"), copy=False)
-        return Sent(json.dumps(description), np.ascontiguousarray(little).tobytes())
+        return Sent(json.dumps(description), np.ascontiguousarray(little).data.cast("B"))
 
     def heat_map(self, digest: str, model_version: str) -> Heat:
         """Where the score of a model version comes from; see :mod:`triage.explanation`.

@@ -13,6 +13,7 @@ import structlog
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from triage.config import Config, Network
 from triage.errors import ServiceError
@@ -21,6 +22,9 @@ GRACE_SECONDS = 3
 """So long an answer that has begun may take after the end was asked for; a stream has none."""
 
 BACKLOG = 512
+
+OPENING_SECONDS = 10.0
+"""From a connection to its first request."""
 
 
 def listen(config: Config) -> socket.socket:
@@ -106,6 +110,7 @@ def serve(
         server_header=False,
         proxy_headers=False,
         ws="none",
+        http=_Protocol,
         timeout_graceful_shutdown=GRACE_SECONDS,
         ssl_context_factory=None if tls is None else lambda _config, _default: tls,
     )
@@ -168,6 +173,20 @@ class BehindProxy:
             return False
         plain = getattr(address, "ipv4_mapped", None) or address
         return any(plain in network for network in self._proxies)
+
+
+class _Protocol(H11Protocol):
+    """A connection that asks for nothing is not held open."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Give it some time for its first request's headers."""
+        super().connection_made(transport)
+        self.loop.call_later(OPENING_SECONDS, self._close_if_silent)
+
+    def _close_if_silent(self) -> None:
+        asked = getattr(self, "cycle", None) is not None
+        if not asked and not self.transport.is_closing():
+            self.transport.close()
 
 
 class _Server(uvicorn.Server):

@@ -445,7 +445,7 @@ def _find(session: Session, name: str) -> Account:
 
 
 def _require_another_operator(session: Session, account: Account) -> None:
-    """Else nobody could look after the accounts on the page."""
+    """Else nobody could look after the service on the page."""
     if account.disabled or Role.OPERATOR not in account.roles:
         return
     others = session.scalars(

@@ -22,7 +22,7 @@ from typing import Any
 
 import structlog
 from sqlalchemy import event, func, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, SessionTransaction
 
 from triage.errors import AuditBroken, WorklistError
 from triage.worklist.journal import now
@@ -30,6 +30,9 @@ from triage.worklist.tables import AuditRow
 
 ANCHOR = "audit_anchor"
 """Key of a session's ``info``: the anchor's :class:`Path`; without it, none is kept."""
+
+_PENDING = "audit_pending"
+"""Key of a session's ``info``: the newest row that is not committed yet."""
 
 _GENESIS = "0" * 64
 """What the first row has for the hash of the row before it."""
@@ -164,11 +167,11 @@ def record(
         hash="",
     )
     row.hash = _record(row).expected_hash()
-    anchor: Path | None = session.info.get(ANCHOR)
-    if anchor is not None and _extends(session, head, anchor):
-        _anchor_after_commit(session, Head(row.id, row.hash), anchor)
     session.add(row)
     session.flush()
+    anchor: Path | None = session.info.get(ANCHOR)
+    if anchor is not None:
+        _anchor_after_commit(session, head, Head(row.id, row.hash), anchor)
 
 
 class Trail:
@@ -301,11 +304,26 @@ def _extends(session: Session, head: Head, anchor: Path) -> bool:
     return False
 
 
-def _anchor_after_commit(session: Session, head: Head, anchor: Path) -> None:
+def _anchor_after_commit(session: Session, before: Head, head: Head, anchor: Path) -> None:
+    """Let the anchor move to the last row that the transaction appends, once it is kept."""
+    if _PENDING in session.info:  # not the first row of this transaction
+        session.info[_PENDING] = head
+        return
+    if not _extends(session, before, anchor):
+        return
+    session.info[_PENDING] = head
+
+    @event.listens_for(session, "after_soft_rollback", once=True)  # of a savepoint, too
+    def _forget(session: Session, _undone: SessionTransaction) -> None:
+        session.info.pop(_PENDING, None)
+
     @event.listens_for(session, "after_commit", once=True)
-    def _write(_session: Session) -> None:
+    def _write(session: Session) -> None:
+        newest: Head | None = session.info.pop(_PENDING, None)
+        if newest is None:
+            return
         try:
-            _move(anchor, head)
+            _move(anchor, newest)
         except OSError as error:
             # The row is kept, and only a little of the protection is not.
             structlog.get_logger("audit").error(
