@@ -497,7 +497,7 @@ def test_an_unknown_uid_is_said_to_be_unknown(worklist: Worklist) -> None:
     for ask in (
         worklist.item,
         worklist.journal,
-        worklist.readings,
+        worklist.readings.of,
         lambda uid: worklist.readings.add(uid, Said("confirmed", "dr")),
     ):
         with pytest.raises(UnknownItem, match=r"1\.2\.3") as caught:
