@@ -304,8 +304,11 @@ def test_a_change_changes_and_more_so_when_strong(name: str, arrays: list[np.nda
     as_is = np.mean([np.abs(as_sent(array) - array).mean() for array in arrays])
     if name.startswith("polarity"):
         assert apart["mild"] == pytest.approx(as_is, abs=1e-3)
-    elif name == "markers added":  # they cover little, and the stretch after them may undo it
-        assert as_is < min(apart.values())
+    elif name == "markers added":
+        # A few letters: no more in the mean than the rounding to 12 bits. Where they are, much.
+        pair = [changed(arrays[0], name, s, np.random.default_rng(5)) for s in STRENGTHS]
+        apart_at_most = [float(np.abs(one - arrays[0]).max()) for one in pair]
+        assert min(apart_at_most) > 0.2
     else:
         assert as_is < apart["mild"] < apart["strong"]
 
