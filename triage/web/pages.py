@@ -7,7 +7,7 @@ from fastapi.responses import Response
 
 from triage.errors import NotReadable
 from triage.web.api import seen_by
-from triage.web.pictures import DESCRIPTION, FALL, Pictures
+from triage.web.pictures import DESCRIPTION, LEGEND, Pictures
 from triage.web.signin import Viewer, require
 from triage.worklist.accounts import Role, User
 from triage.worklist.audit import Action
@@ -62,7 +62,7 @@ def heat_map(request: Request, user: Viewer, uid: Uid) -> Response:
             f"{uid} has no score to explain, or none that you may see before you read it"
         )
     heat = _pictures(request).heat_map(item.digest, item.model_version)
-    return Response(heat.png, headers={FALL: f"{heat.fall:.4f}"}, media_type="image/png")
+    return Response(heat.png, headers={LEGEND: heat.legend}, media_type="image/png")
 
 
 @router.get("/adjudication")

@@ -27,8 +27,8 @@ DESCRIPTION = "X-Picture"
 pixel), ``black`` and ``white`` (the default window), ``offset``, ``scale`` and ``aspect``, as
 :class:`triage.pixels.Viewing` has them."""
 
-FALL = "X-Heat-Map-Fall"
-"""The header with the fall of the probability, 0 to 1, that has the hottest colour."""
+LEGEND = "X-Heat-Map-Legend"
+"""The header that says what heat means, and how much of it has the hottest colour."""
 
 HEAT_SIDE = 512
 """Columns and rows of a painted heat map; the viewer stretches it over the picture."""
@@ -61,12 +61,12 @@ class Heat:
     ----------
     png : bytes
         Colours and opacity, 512 x 512.
-    fall : float
-        The fall of the probability, 0 to 1, that has the hottest colour.
+    legend : str
+        What heat means, and how much of it has the hottest colour; ASCII.
     """
 
     png: bytes
-    fall: float
+    legend: str
 
 
 class Pictures:
@@ -139,7 +139,7 @@ class Pictures:
         heat_map = explain(scorer, normalize(self._spool.instance(digest)).array)
         file = io.BytesIO()
         Image.fromarray(overlay(heat_map, (HEAT_SIDE, HEAT_SIDE)), "RGBA").save(file, "PNG")
-        return Heat(file.getvalue(), full_heat(heat_map))
+        return Heat(file.getvalue(), f"{heat_map.meaning}; brightest is {full_heat(heat_map):.2f}")
 
     def _scorer_of(self, model_version: str) -> Scorer:
         """The network of a version, kept while the same one is asked for."""

@@ -81,13 +81,13 @@ async function toggleHeat() {
   try {
     const response = await fetch(`/exams/${encodeURIComponent(uid)}/heat-map`);
     if (!response.ok) throw await (await import("./api.js")).problemOf(response);
-    const fall = Number(response.headers.get("X-Heat-Map-Fall"));
+    const legend = response.headers.get("X-Heat-Map-Legend");
     const bitmap = await createImageBitmap(await response.blob());
     if (mine !== opened) return;
     heatShown = true;
     viewer.setHeat(bitmap);
     button.setAttribute("aria-pressed", "true");
-    at("heat-words").textContent = `Where the score falls if it is covered; brightest is a fall of ${number(fall)}. It outlines no disease and proves nothing.`;
+    at("heat-words").textContent = `${legend}. It outlines no disease and proves nothing.`;
   } catch (error) {
     if (mine === opened) at("heat-words").textContent = error.message;
   } finally {
