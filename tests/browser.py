@@ -84,10 +84,8 @@ def filled(config: Config, exams: int = EXAMS) -> None:
             )
             continue
         flagged = number % 7 == 3
-        share = (number * 37 % 347) / 350 if flagged else -(number % 60) / 61
-        room = 1.0 - model.threshold if flagged else model.threshold
-        # The first is at the threshold, or at nothing; none of the others crosses it.
-        probability = model.threshold + room * share if flagged else -room * share
+        above = model.threshold + (1.0 - model.threshold) * (number * 37 % 347) / 350
+        probability = above if flagged else model.threshold * (number % 60) / 61
         notes = ("ROTATED",) if number % 5 == 0 else ()
         into.scored(claim, Score(probability, model.threshold, model.version), notes)
     for each in (worklist, blind):
