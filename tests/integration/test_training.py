@@ -251,7 +251,7 @@ def test_a_patient_in_two_splits_is_refused(folder: Path, tmp_path: Path) -> Non
     assert len(read_folder(own).cases) == 4 * PATIENTS
     first = own / "train" / "NORMAL" / "IM-0000-0000.jpeg"
     first.rename(first.with_name("child-17.jpeg"))
-    with pytest.raises(DataError, match=r"two splits: test/NORMAL/IM-0001-0000\.jpeg"):
+    with pytest.raises(DataError, match=r"two splits: test/NORMAL/IM-0000-0000\.jpeg"):
         read_folder(own)
 
 
