@@ -6,7 +6,12 @@ classes apart, so every such trait is drawn at random here, for both classes ali
 zoom, aspect ratio, borders, markers, tone, local contrast, resolution, sharpness, noise,
 compression. What is left to learn from is the chest.
 
-A copy depends only on the picture and the generator.
+Two more changes come before these. A picture may get the *rim* of another one, of either
+class, so that arms, collimation and posture beside the chest tell nothing; and a picture may
+be *blinded*, its middle covered, and is then as likely either class: where no lung is to be
+seen, the answer is "unknown".
+
+A copy depends only on the pictures and the generator.
 """
 
 import io
@@ -55,6 +60,64 @@ def varied(picture: Bytes, side: int, random: np.random.Generator) -> Array:
     if random.random() < 0.4:
         array = _cut_out(array, random)
     return np.asarray(np.clip(array, 0.0, 1.0), np.float32)
+
+
+def grafted(picture: Bytes, other: Bytes, random: np.random.Generator) -> Bytes:
+    """A picture inside the rim of another one.
+
+    Parameters
+    ----------
+    picture, other : ndarray of uint8, shape (rows, columns)
+    random : numpy.random.Generator
+
+    Returns
+    -------
+    ndarray of uint8, shape (rows, columns)
+        The rim is 4 to 16 hundredths wide on each side; the seam is soft as often as hard.
+    """
+    inside = _middle(picture.shape, 0.04, 0.16, random)
+    if random.random() < 0.5:
+        inside = inside.filter(ImageFilter.BoxBlur(random.uniform(1.0, 8.0)))
+    return np.asarray(Image.composite(Image.fromarray(picture), Image.fromarray(other), inside))
+
+
+def blinded(picture: Bytes, random: np.random.Generator) -> Bytes:
+    """A picture whose middle is covered by one grey, by noise, or by a blur beyond recognition.
+
+    Parameters
+    ----------
+    picture : ndarray of uint8, shape (rows, columns)
+    random : numpy.random.Generator
+
+    Returns
+    -------
+    ndarray of uint8, shape (rows, columns)
+        A rim of 3 to 14 hundredths is left on each side.
+    """
+    kind = random.random()
+    if kind < 0.6:
+        cover = np.full(picture.shape, random.integers(256), np.uint8)
+    elif kind < 0.8:
+        cover = random.integers(256, size=picture.shape, dtype=np.uint8)
+    else:
+        wide = Image.fromarray(picture).resize((2, 2), Image.Resampling.BOX)
+        grey = np.asarray(wide).ravel()[random.permutation(4)].reshape(2, 2)
+        size = picture.shape[::-1]
+        cover = np.asarray(Image.fromarray(grey).resize(size, Image.Resampling.BICUBIC))
+    inside = _middle(picture.shape, 0.03, 0.14, random)
+    return np.asarray(Image.composite(Image.fromarray(cover), Image.fromarray(picture), inside))
+
+
+def _middle(
+    shape: tuple[int, ...], narrow: float, wide: float, random: np.random.Generator
+) -> Image.Image:
+    """A mask, 255 inside of margins that are drawn for each side."""
+    rows, columns = shape
+    left, top, right, bottom = random.uniform(narrow, wide, 4)
+    mask = Image.new("L", (columns, rows))
+    box = (left * columns, top * rows, (1.0 - right) * columns, (1.0 - bottom) * rows)
+    ImageDraw.Draw(mask).rectangle(box, fill=255)
+    return mask
 
 
 def _placed(image: Image.Image, side: int, random: np.random.Generator) -> Image.Image:

@@ -7,20 +7,24 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
-from training.augment import varied
+from training.augment import blinded, grafted, varied
 from training.efficientnet import WORKS_AT, freeze, imagenet, trainee
 from training.versions import replace
 from triage.errors import DataError
+from triage.pixels import Array
 
 BATCH = 32
 PEAK, WARM_UP, DECAY = 5e-4, 0.15, 1e-2
 SMOOTHING = 0.05
+GRAFTED, BLINDED, UNKNOWN = 0.25, 0.08, 0.5
+"""Shares of the copies with another picture's rim, and without lungs; the label of the latter."""
 RECIPE = {
     "start": "ImageNet weights; stem, first three blocks and depthwise kernels stay",
     "batch": BATCH,
     "optimizer": f"AdamW, one cycle up to {PEAK}, weight decay {DECAY}",
     "loss": f"cross-entropy, classes weighted equally, labels smoothed by {SMOOTHING}",
-    "pictures": "a new copy of each picture in each epoch, see training/augment.py",
+    "pictures": f"a new copy of each picture in each epoch, {GRAFTED} with another one's rim, "
+    f"{BLINDED} without lungs and label {UNKNOWN}; see training/augment.py",
 }
 """For ``model.json``."""
 
@@ -45,18 +49,22 @@ class Varied(keras.utils.PyDataset):  # type: ignore[misc]
 
     def __getitem__(self, index: int) -> tuple[npt.NDArray[np.float32], ...]:
         rows = self._order[index * BATCH : (index + 1) * BATCH]
-        copies = np.stack(
-            [
-                varied(
-                    self._pictures[row],
-                    WORKS_AT,
-                    np.random.default_rng((self._seed, self._epoch, int(row))),
-                )
-                for row in rows
-            ]
-        )
-        labels = self._labels[rows]
-        return copies[..., None], labels.astype(np.float32)[:, None], self._weights[labels]
+        drawn = [self._copy(int(row)) for row in rows]
+        copies = np.stack([copy for copy, _ in drawn])
+        labels = np.array([label for _, label in drawn], np.float32)
+        weights = np.where(labels == UNKNOWN, np.float32(1), self._weights[self._labels[rows]])
+        return copies[..., None], labels[:, None], weights
+
+    def _copy(self, row: int) -> tuple[Array, float]:
+        """A copy of a picture, and what is to be said of it."""
+        random = np.random.default_rng((self._seed, self._epoch, row))
+        picture, label = self._pictures[row], float(self._labels[row])
+        kind = random.random()
+        if kind < GRAFTED:
+            picture = grafted(picture, self._pictures[random.integers(len(self._labels))], random)
+        elif kind < GRAFTED + BLINDED:
+            picture, label = blinded(picture, random), UNKNOWN
+        return varied(picture, WORKS_AT, random), label
 
     def on_epoch_end(self) -> None:
         """Draw anew."""
