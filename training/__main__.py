@@ -3,10 +3,15 @@
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from triage.cli import run_command
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 
 @click.group(help="Train model versions for cxr-triage.")
@@ -118,6 +123,63 @@ def novelty(data: Path, out: Path, model: Path | None, seed: int) -> None:
         click.echo(f"{description['version']} is in {out}")
         for code, count in description["pictures"]["said_of_held_out"].items():
             click.echo(f"  {code:18} {count} of {description['pictures']['held_out']} held out")
+
+
+@main.command()
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder with train/NORMAL and train/PNEUMONIA.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    help="Folder of the study, for report.html and the models; run again to resume.",
+)
+@click.option("--quick", is_flag=True, help="A few pictures and two epochs, to see the report.")
+@click.option("--seed", type=click.IntRange(min=0), default=1, show_default=True)
+@click.option(
+    "--epochs",
+    type=click.IntRange(min=1),
+    help="The most that a model is trained.  [default: 100; with --quick, 2]",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["float32", "mixed_bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="Arithmetic while training; figures are always float32.",
+)
+def study(
+    data: Path, out: Path, quick: bool, seed: int, epochs: int | None, precision: str
+) -> None:
+    """Train the notebook's models side by side and write a report of them."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from training.dataset import read_folder
+
+    snapshot = read_folder(data)
+    from training import study
+
+    if quick:
+        snapshot = study.sample(snapshot)
+    click.echo(f"{len(snapshot.cases)} pictures, snapshot {snapshot.digest[:19]}")
+    bound = epochs or (study.QUICK_EPOCHS if quick else study.EPOCHS)
+
+    def read() -> "npt.NDArray[np.float16]":
+        with click.progressbar(length=len(snapshot.cases), label="Reading pictures") as bar:
+            return snapshot.arrays(lambda done: bar.update(done - bar.pos))
+
+    report = study.run(
+        snapshot,
+        study.new_study(snapshot, seed, precision, bound),  # type: ignore[arg-type]
+        out,
+        click.echo,
+        read,
+        1 if sys.stdout.isatty() else 2,
+    )
+    click.echo(f"The report is {report}. It shows radiographs: keep it where they may be kept.")
 
 
 def run() -> None:
