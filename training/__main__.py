@@ -1,5 +1,6 @@
 """The ``python -m training`` commands."""
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -152,15 +153,29 @@ def novelty(data: Path, out: Path, model: Path | None, seed: int) -> None:
     show_default=True,
     help="Arithmetic while training; figures are always float32.",
 )
+@click.option(
+    "--about",
+    "about_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="TOML file that states source, licence and population of the data.",
+)
 def study(
-    data: Path, out: Path, quick: bool, seed: int, epochs: int | None, precision: str
+    data: Path,
+    out: Path,
+    quick: bool,
+    seed: int,
+    epochs: int | None,
+    precision: str,
+    about_file: Path | None,
 ) -> None:
     """Train the notebook's models side by side and write a report of them."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # Eight networks in one process are eight traces, which it would warn of.
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
     from training.dataset import read_folder
 
     snapshot = read_folder(data)
-    from training import study
+    from training import about, study
 
     if quick:
         snapshot = study.sample(snapshot)
@@ -173,6 +188,7 @@ def study(
 
     report = study.run(
         snapshot,
+        about.about(snapshot, about_file),
         study.new_study(snapshot, seed, precision, bound),  # type: ignore[arg-type]
         out,
         click.echo,

@@ -6,6 +6,7 @@ their files, so it stays where the data may stay.
 
 import base64
 import io
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -39,6 +40,7 @@ JUDGED: tuple[Part, Part] = ("train", "held_out")
 
 TRAINED, VALIDATED = "#0b5c8a", "#c2410c"
 STYLE = {
+    "axes.axisbelow": True,
     "axes.edgecolor": "#94a3b8",
     "axes.grid": True,
     "axes.labelcolor": "#334155",
@@ -209,7 +211,7 @@ def _best(judged: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 def _distribution(labels: Rows, parts: Mapping[Part, Rows]) -> str:
     with rc_context(STYLE):
-        figure = Figure((8.4, 2.6), layout="constrained")
+        figure = Figure((10.6, 3.0), layout="constrained")
         axes = figure.subplots()
         places = np.arange(len(PARTS))
         for label, (name, colour) in enumerate(zip(CLASSES, (TRAINED, VALIDATED), strict=True)):
@@ -232,7 +234,7 @@ def _curves(outcome: Outcome) -> dict[str, str]:
     epochs = np.arange(1, len(history) + 1)
     marker = "o" if len(history) < 30 else ""
     with rc_context(STYLE):
-        figure = Figure((8.4, 2.9), layout="constrained")
+        figure = Figure((10.6, 3.3), layout="constrained")
         for axes, key in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
             for prefix, colour, line, label in (
                 ("", TRAINED, "-", "train"),
@@ -262,13 +264,14 @@ def _curves(outcome: Outcome) -> dict[str, str]:
     return {"curves": curves, "curves_told": alternative + ", ".join(told) + "."}
 
 
-def _picture(array: npt.NDArray[np.float16], case: Case) -> dict[str, str]:
+def _picture(array: npt.NDArray[np.float16], case: Case) -> dict[str, Any]:
     grey = np.rint(array[..., 0].astype(np.float32) * 255).astype(np.uint8)
     file = io.BytesIO()
     Image.fromarray(grey).save(file, "JPEG", quality=80, optimize=True)
     return {
         "uri": _uri("image/jpeg", file.getvalue()),
         "name": case.path.stem,
+        "pieces": re.split(r"(?<=[_-])", case.path.stem),
         "truth": CLASSES[case.label],
     }
 

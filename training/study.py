@@ -21,6 +21,7 @@ from training.fit import (
     LAST,
     NO_COPIES,
     PATIENCE,
+    About,
     Precision,
     Run,
     best_epoch,
@@ -132,6 +133,7 @@ def sample(snapshot: Snapshot) -> Snapshot:
 
 def run(
     snapshot: Snapshot,
+    about: About,
     study: Study,
     out: Path,
     say: Callable[[str], None],
@@ -143,6 +145,7 @@ def run(
     Parameters
     ----------
     snapshot : Snapshot
+    about : About
     study : Study
     out : Path
         Folder of the study; made if it is not there.
@@ -183,7 +186,7 @@ def run(
         done.append(outcome)
     rows = parts["train"]
     first = rows[shuffled(len(rows), study.seed, 0)]
-    html = render(snapshot, arrays, parts, first, done, _facts(study))
+    html = render(snapshot, arrays, parts, first, done, _facts(study, about))
     replace(out / REPORT, lambda path: path.write_text(html, "utf-8"))
     return out / REPORT
 
@@ -296,8 +299,12 @@ def copies_of_smaller_class(rows: Rows, labels: Rows, seed: int) -> Rows:
     return np.resize(shuffle, len(larger) - len(smaller))
 
 
-def _facts(study: Study) -> dict[str, str]:
+def _facts(study: Study, about: About) -> dict[str, str]:
     return {
+        "data": about.name,
+        "attribution": about.attribution,
+        "licence": about.licence,
+        "population": about.population,
         "written": dt.datetime.now(dt.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "snapshot": study.snapshot,
         "split": f"by patient, seed {study.seed}",
