@@ -278,11 +278,7 @@ def train(
             verbose=verbose,
         )
     keras.config.set_dtype_policy("float32")
-    network = build(run.architecture)
-    best = folder / BEST
-    with _damaged(best):
-        network.load_weights(best)
-    return network, checkpoint.history
+    return _load_best(folder, run.architecture), checkpoint.history
 
 
 def open_checkpoint(folder: Path, run: Run) -> list[dict[str, float]]:
@@ -314,6 +310,7 @@ def open_checkpoint(folder: Path, run: Run) -> list[dict[str, float]]:
         )
     if history:
         _load_last(folder)
+        _load_best(folder, run.architecture)
     return history
 
 
@@ -322,6 +319,15 @@ def _load_last(folder: Path) -> keras.Model:
     path = folder / LAST
     with _damaged(path):
         return keras.saving.load_model(path)
+
+
+def _load_best(folder: Path, architecture: str) -> keras.Model:
+    """The network of the best finished epoch."""
+    path = folder / BEST
+    network = build(architecture)
+    with _damaged(path):
+        network.load_weights(path)
+    return network
 
 
 @contextmanager
