@@ -255,6 +255,7 @@ def test_a_study_that_does_not_fit_is_refused(
     assert_refused(words, folder, out, *options)
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 @pytest.mark.parametrize(
     ("file", "words"),
     [("last.keras", "last.keras is damaged"), ("best.weights.h5", "best.weights.h5 is damaged")],
