@@ -11,10 +11,10 @@ APT := $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 # A command of each Debian package that the tests need, and the packages.
-PROGRAMS := dcmsend dciodvfy pg_lsclusters ps /usr/sbin/Orthanc openssl
-PACKAGES := dcmtk dicom3tools postgresql procps orthanc openssl
+PROGRAMS := dcmsend dciodvfy pg_lsclusters ps /usr/sbin/Orthanc openssl chromium strace faketime systemd-analyze
+PACKAGES := dcmtk dicom3tools postgresql procps orthanc openssl chromium strace faketime systemd
 
-.PHONY: demo test lint pytest bench samples clean
+.PHONY: demo test lint pytest faults bench audit samples clean
 
 demo: $(VENV)/runs
 	@$(BIN)/python deploy/demo.py $(if $(ONCE),--once)
@@ -28,7 +28,20 @@ lint: $(VENV)/tests
 	$(BIN)/lint-imports
 
 pytest: $(VENV)/tests $(VENV)/programs
-	$(BIN)/python -m pytest $(PYTEST)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --ignore=tests/faults $(PYTEST)
+
+# The fault suite in its long form, for hours, or with FAULTS=short in some minutes; single amounts
+# by FAULTS_..., see docs/reliability.md.
+FAULTS ?= full
+faults: $(VENV)/tests $(VENV)/programs
+	FAULTS=$(FAULTS) $(BIN)/python -m pytest tests/faults $(PYTEST)
+
+# Asks the advisory data base about each pinned version: needs the internet.
+audit: $(VENV)/tests
+	$(BIN)/python -m pip check
+	$(BIN)/python -m venv $(VENV)/audit
+	$(VENV)/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
+	$(VENV)/audit/bin/pip-audit --strict --disable-pip --no-deps -r constraints.txt
 
 bench: $(VENV)/tests $(VENV)/programs
 	$(BIN)/python -m tests.benchmarks

@@ -27,10 +27,11 @@ def demo(*, once: bool) -> None:
     """Start the service, send the samples, print the table, serve on."""
     config = Config.read(os.environ, Path.cwd())
     configure_logging(config)
-    _require_free_port(config)
+    _require_free_ports(config)
     config.home.mkdir(mode=0o700, parents=True, exist_ok=True)
     log = config.home / "serve.log"
     triage = [sys.executable, "-m", "triage"]
+    began = log.stat().st_size if log.exists() else 0
     with log.open("ab") as errors:
         service = subprocess.Popen([*triage, "serve"], stderr=errors)
     try:
@@ -40,7 +41,7 @@ def demo(*, once: bool) -> None:
         subprocess.run([*triage, "send", str(SAMPLES)], check=True)
         _wait_for_scores(config)
         subprocess.run([*triage, "worklist"], check=True)
-        _tell(config)
+        _tell(config, _how_to_sign_in(log, began))
         if not once:
             click.echo("\nServing until Ctrl-C.")
             service.wait()
@@ -51,14 +52,19 @@ def demo(*, once: bool) -> None:
         service.wait()
 
 
-def _require_free_port(config: Config) -> None:
-    """Else the samples would go to whoever listens there."""
-    with socket.socket() as probe:
-        if probe.connect_ex((config.dicom_host, config.dicom_port)) == 0:
-            raise ServiceError(
-                f"port {config.dicom_port} on {config.dicom_host} is taken: stop the program that "
-                "has it, or set TRIAGE_DICOM_PORT to a free one"
-            )
+def _require_free_ports(config: Config) -> None:
+    """Else the samples would go to whoever listens there, or the page would not be ours."""
+    places = {
+        "TRIAGE_DICOM_PORT": (config.dicom_host, config.dicom_port),
+        "TRIAGE_WEB_PORT": (config.web_host, config.web_port),
+    }
+    for setting, (host, port) in places.items():
+        with socket.socket() as probe:
+            if port and probe.connect_ex((host, port)) == 0:
+                raise ServiceError(
+                    f"port {port} on {host} is taken: stop the program that has it, or set "
+                    f"{setting} to a free one"
+                )
 
 
 def _wait_for_echo(config: Config, service: "subprocess.Popen[bytes]", log: Path) -> None:
@@ -88,7 +94,23 @@ def _wait_for_scores(config: Config) -> None:
     raise ServiceError(f"not all were scored within {SCORE_SECONDS} s: see `triage worklist`")
 
 
-def _tell(config: Config) -> None:
+def _how_to_sign_in(log: Path, began: int) -> str:
+    """The line that the first start has written, once the page is served."""
+    told = ""
+    for _ in range(START_SECONDS * 5):
+        with log.open("rb") as file:
+            file.seek(began)
+            told = file.read().decode("utf-8", "replace")
+        if "web_listening" in told:
+            break
+        time.sleep(0.2)
+    for line in told.splitlines():
+        if line.startswith("triage: first start: "):
+            return line.removeprefix("triage: first start: ")
+    return "sign in with an account of `triage users list`; `triage users reset NAME` helps"
+
+
+def _tell(config: Config, sign_in: str) -> None:
     here = Path(sys.executable).parent
     program = os.path.relpath(here / "triage")
     click.echo(
@@ -100,6 +122,8 @@ Where everything is
   model versions  {config.models_folder}
   log             {config.home / "serve.log"}
   DICOM           {config.ae_title} at {config.dicom_host} port {config.dicom_port}
+  page            {config.web_origin}/
+                  {sign_in}
 
 Try
   {program} worklist --json

@@ -1,6 +1,9 @@
 """Fixtures: databases, homes and running services, all of them real."""
 
+import json
 import os
+import random
+import re
 import shutil
 import signal
 import socket
@@ -9,10 +12,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import data_store
 import psycopg
+import pydicom.data
 import pytest
 
 from triage.errors import TriageError
@@ -23,12 +30,38 @@ from triage.worklist.schema import migrate, open_engine
 ROOT = Path(__file__).parent.parent
 SAMPLES = ROOT / "sample_dicom"
 
+PYDICOM_DATA = Path(data_store.__file__).parent / "data"
+"""The files of the package pydicom-data; RG1 and RG3 are computed radiographs."""
+
+
+def pydicom_files() -> list[Path]:
+    """Every file of pydicom's test set that is installed, DICOM or not.
+
+    pydicom's own function for this looks in the network for more.
+    """
+    folders = (Path(pydicom.data.__file__).parent, PYDICOM_DATA)
+    return sorted(path for folder in folders for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _programs_of_the_system() -> None:
+    """`storescu` is DCMTK's: in an activated environment it would be pynetdicom's."""
+    own = str(Path(sys.executable).parent)
+    folders = os.environ["PATH"].split(os.pathsep)
+    os.environ["PATH"] = os.pathsep.join(folder for folder in folders if folder != own)
+
 
 def free_port() -> int:
-    """A TCP port on loopback that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port on loopback that nobody listens on.
+
+    Below the ports that the system hands out by itself, which another process might get
+    before whoever asked here listens.
+    """
+    while True:
+        port = random.randint(15_000, 31_999)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def wait_for(what: Callable[[], object], seconds: float = 30.0) -> None:
@@ -47,6 +80,7 @@ class Service:
     home: Path
     port: int
     settings: Mapping[str, str] = field(default_factory=dict)
+    web_port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -57,6 +91,7 @@ class Service:
             **inherited,
             "TRIAGE_HOME": str(self.home),
             "TRIAGE_DICOM_PORT": str(self.port),
+            "TRIAGE_WEB_PORT": str(self.web_port),
             "TRIAGE_LOG_FORMAT": "json",
             **self.settings,
         }
@@ -66,12 +101,17 @@ class Service:
         """Where its standard error goes."""
         return self.home.with_suffix(".log")
 
+    def events(self) -> list[dict[str, Any]]:
+        """What it has logged, but for the line that the first start writes beside the log."""
+        lines = self.log.read_text().splitlines()
+        return [json.loads(line) for line in lines if not line.startswith("triage: first start: ")]
+
     @property
     def destination(self) -> Destination:
         """Its storage SCP."""
         return Destination("127.0.0.1", self.port, "TRIAGE")
 
-    def start(self, *arguments: str) -> None:
+    def start(self, *arguments: str, wait: bool = True) -> None:
         """Start it and wait for its C-ECHO."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -81,7 +121,8 @@ class Service:
                 stdin=subprocess.DEVNULL,
                 stderr=log,
             )
-        wait_for(self.answers)
+        if wait:
+            wait_for(self.answers, 120.0)
 
     def answers(self) -> bool:
         """Whether the receiver answers C-ECHO."""
@@ -93,6 +134,25 @@ class Service:
         except (TriageError, OSError):
             return False
         return True
+
+    @property
+    def page(self) -> str:
+        """Where its page is."""
+        return f"http://127.0.0.1:{self.web_port}"
+
+    def shows_page(self) -> bool:
+        """Whether the page is served."""
+        try:
+            with socket.create_connection(("127.0.0.1", self.web_port), timeout=2.0):
+                return True
+        except OSError:
+            return False
+
+    def one_time_password(self) -> str:
+        """Of the first operator, as the first start has shown it."""
+        found = re.search(r"one-time password (\S+) ", self.log.read_text())
+        assert found is not None
+        return found.group(1)
 
     def part(self, role: str) -> int:
         """The process id of a running part."""
@@ -167,31 +227,58 @@ def service(new_service: Callable[..., Service]) -> Iterator[Service]:
     running.stop()
 
 
+class Postgres:
+    """A PostgreSQL server of its own."""
+
+    def __init__(self, folder: str) -> None:
+        programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+        assert programs, "PostgreSQL is not installed: `make test` installs it"
+        self._programs, self._folder, self.port = programs[-1], folder, free_port()
+        # The server refuses to run as root, so that it gets the user that Debian made for it.
+        self._as_user: list[str] = []
+        if os.geteuid() == 0:
+            self._as_user = ["runuser", "-u", "postgres", "--"]
+            shutil.chown(folder, "postgres")
+        self._run("initdb", "--no-sync", "-A", "trust", "-U", "triage")
+
+    @property
+    def url(self) -> str:
+        """Its database."""
+        return f"postgresql://triage@127.0.0.1:{self.port}/postgres"
+
+    def start(self) -> None:
+        """Start it, after a crash with recovery."""
+        options = f"-p {self.port} -k {self._folder} -c listen_addresses=127.0.0.1 -c fsync=off"
+        self._run("pg_ctl", "-w", "-l", f"{self._folder}/log", "-o", options, "start")
+
+    def stop(self) -> None:
+        """End it as a crash does."""
+        self._run("pg_ctl", "-m", "immediate", "stop")
+
+    def _run(self, program: str, *arguments: str) -> None:
+        data = f"{self._folder}/data"
+        command = [*self._as_user, str(self._programs / program), "-D", data, *arguments]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=self._folder)
+
+
+@contextmanager
+def postgres_server() -> Iterator[Postgres]:
+    """A running server."""
+    # Not below pytest's own folder, which another test run closes to other users.
+    with tempfile.TemporaryDirectory(prefix="triage-postgres-") as folder:
+        server = Postgres(folder)
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop()
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
     """The URL of a PostgreSQL server for this test run."""
-    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-    assert programs, "PostgreSQL is not installed: `make test` installs it"
-    # Not below pytest's own folder, which another test run closes to other users.
-    with tempfile.TemporaryDirectory(prefix="triage-postgres-") as folder:
-        # The server refuses to run as root, so that it gets the user that Debian made for it.
-        as_user: list[str] = []
-        if os.geteuid() == 0:
-            as_user = ["runuser", "-u", "postgres", "--"]
-            shutil.chown(folder, "postgres")
-
-        def run(program: str, *arguments: str) -> None:
-            command = [*as_user, str(programs[-1] / program), "-D", f"{folder}/data", *arguments]
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=folder)
-
-        port = free_port()
-        options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
-        run("initdb", "--no-sync", "-A", "trust", "-U", "triage")
-        run("pg_ctl", "-w", "-l", f"{folder}/log", "-o", options, "start")
-        try:
-            yield f"postgresql://triage@127.0.0.1:{port}/postgres"
-        finally:
-            run("pg_ctl", "-m", "immediate", "stop")
+    with postgres_server() as server:
+        yield server.url
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

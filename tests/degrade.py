@@ -4,15 +4,14 @@ import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 from pydicom import dcmread
-from pydicom.data import get_palette_files, get_testdata_files
 from pydicom.errors import InvalidDicomError
 
+from tests.conftest import pydicom_files
 from training.novelty import placed
 from training.quality import cut_off
 from triage.errors import PixelsError
@@ -189,12 +188,12 @@ def drawn(picture: npt.NDArray[np.float64]) -> Array:
 
 
 def pydicom_pictures() -> Iterator[tuple[str, Array]]:
-    """Every single frame that pydicom brings and the pipeline decodes."""
+    """Every single frame of pydicom's test set that the pipeline decodes."""
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for name in sorted({*get_testdata_files(), *get_palette_files()}):
+        for path in pydicom_files():
             try:
-                yield Path(name).name, normalize(dcmread(name)).array
-            except (PixelsError, InvalidDicomError, IsADirectoryError, AttributeError):
+                yield path.name, normalize(dcmread(path)).array
+            except (PixelsError, InvalidDicomError, AttributeError):
                 continue

@@ -27,6 +27,7 @@ from pynetdicom import AE, evt
 from pynetdicom.sop_class import Verification
 
 from tests.conftest import SAMPLES, free_port, wait_for
+from triage.explanation import HeatMap
 from triage.results import Finding
 from triage.scoring import Score
 from triage.send import Destination
@@ -68,7 +69,8 @@ def material(
         readings=readings,
     )
     finding = Finding(SCORE, SCORED_AT, "2.25.1", "small", "children aged one to five")
-    shown = np.zeros((256, 256), np.float32), np.zeros((16, 16), np.float32)
+    nothing = HeatMap(np.zeros((16, 16), np.float32), "Fall of the probability", 0.02)
+    shown = np.zeros((256, 256), np.float32), nothing
     return Material(kind, subject, lambda: header, lambda: finding, lambda: shown)
 
 

@@ -1,21 +1,29 @@
 """The ``python -m training`` commands."""
 
+import datetime as dt
 import logging
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from triage.cli import run_command
+from triage.config import Config
+from triage.errors import DataError
+from triage.registry import Registry
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from training.dataset import Snapshot
+    from training.fit import About
 
-@click.group(help="Train model versions for cxr-triage.")
+
+@click.group(help="Train, compare and publish model versions for cxr-triage.")
 def main() -> None:
     """Group of commands."""
 
@@ -49,6 +57,17 @@ def main() -> None:
     type=click.Path(path_type=Path, dir_okay=False),
     help="TOML file that states source, licence and population of the data.",
 )
+@click.option(
+    "--crossvalidated",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of a finished crossvalidate of the same data, architecture and seed: train on "
+    "all patients as it did, and take calibration, threshold and figures from it.",
+)
+@click.option(
+    "--fold",
+    type=click.IntRange(min=1),
+    help="With --crossvalidated: take the network of this fold instead of training another.",
+)
 def fit(
     data: Path,
     architecture: str,
@@ -57,6 +76,8 @@ def fit(
     epochs: int,
     precision: str,
     about_file: Path | None,
+    crossvalidated: Path | None,
+    fold: int | None,
 ) -> None:
     """Train one network and write a model version."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -68,6 +89,9 @@ def fit(
     from training import about, fit
 
     described = about.about(snapshot, about_file)
+    if crossvalidated is not None:
+        _fit_all(snapshot, described, architecture, seed, crossvalidated, out, fold)
+        return
     run = fit.new_run(snapshot, architecture, seed, precision)  # type: ignore[arg-type]
     terminal = sys.stdout.isatty()
     with click.progressbar(length=len(snapshot.cases), label="Reading pictures") as bar:
@@ -80,11 +104,94 @@ def fit(
             lambda done: bar.update(done - bar.pos),
             1 if terminal else 2,
         )
+    _tell(description, out, "held_out")
+
+
+def _fit_all(
+    snapshot: "Snapshot",
+    described: "About",
+    architecture: str,
+    seed: int,
+    crossvalidated: Path,
+    out: Path,
+    fold: int | None,
+) -> None:
+    from training.champion import fit_all
+    from training.folds import plan_of
+
+    plan = plan_of(crossvalidated, architecture, seed, snapshot)
+    if fold is not None and fold > plan.folds:
+        raise DataError(f"--fold {fold}: the cross-validation has {plan.folds} folds")
+    number = None if fold is None else fold - 1
+    description = fit_all(
+        snapshot, described, plan, crossvalidated, out, lambda: _read(snapshot), 2, number
+    )
+    _tell(description, out, "out_of_fold")
+
+
+def _read(snapshot: "Snapshot") -> "npt.NDArray[np.float16]":
+    with click.progressbar(length=len(snapshot.cases), label="Reading pictures") as bar:
+        return snapshot.arrays(lambda done: bar.update(done - bar.pos))[..., 0]
+
+
+def _tell(description: Mapping[str, Any], out: Path, part: str) -> None:
     click.echo(f"{description['version']} is in {out}; threshold {description['threshold']:.4f}")
-    for name, figure in description["metrics"]["held_out"].items():
+    for name, figure in description["metrics"][part].items():
         click.echo(
             f"  {name:12} {figure['value']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"
         )
+
+
+@main.command()
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder with train/NORMAL and train/PNEUMONIA.",
+)
+@click.option("--architecture", default="efficientnet_lite0", show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), required=True, help="Of folds and weights.")
+@click.option("--folds", type=click.IntRange(min=2), default=4, show_default=True)
+@click.option("--epochs", type=click.IntRange(min=1), default=7, show_default=True)
+@click.option(
+    "--precision",
+    type=click.Choice(["float32", "mixed_bfloat16"]),
+    default="mixed_bfloat16",
+    show_default=True,
+    help="Arithmetic while training; what is judged and exported is always float32.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    help="Folder of the cross-validation; run again to resume.",
+)
+def crossvalidate(
+    data: Path,
+    architecture: str,
+    seed: int,
+    folds: int,
+    epochs: int,
+    precision: str,
+    out: Path,
+) -> None:
+    """Fine-tune one network a fold and judge each patient by one that never saw them."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from training.dataset import read_folder
+
+    snapshot = read_folder(data)
+    click.echo(f"{len(snapshot.cases)} pictures, snapshot {snapshot.digest[:19]}")
+    from training import champion
+    from training import folds as training_folds
+    from triage.pixels import fingerprint
+
+    plan = training_folds.Plan(
+        architecture, seed, folds, epochs, precision, snapshot.digest, fingerprint()
+    )
+    training_folds.ready(snapshot, plan, out)
+    judged = training_folds.crossvalidate(snapshot, _read(snapshot), plan, out, 2, click.echo)
+    _, threshold, told = champion.judge(snapshot, judged, seed)
+    _tell({**told, "threshold": threshold, "version": "The cross-validation"}, out, "out_of_fold")
 
 
 @main.command()
@@ -113,8 +220,7 @@ def novelty(data: Path, out: Path, model: Path | None, seed: int) -> None:
     from training.versions import with_pictures, write_pictures
 
     snapshot = read_folder(data)
-    with click.progressbar(length=len(snapshot.cases), label="Reading pictures") as bar:
-        arrays = snapshot.arrays(lambda done: bar.update(done - bar.pos))[..., 0]
+    arrays = _read(snapshot)
     click.echo("Fitting; a minute for 5,000 pictures")
     if model is None:
         write_pictures(snapshot, arrays, out, seed)
@@ -124,6 +230,197 @@ def novelty(data: Path, out: Path, model: Path | None, seed: int) -> None:
         click.echo(f"{description['version']} is in {out}")
         for code, count in description["pictures"]["said_of_held_out"].items():
             click.echo(f"  {code:18} {count} of {description['pictures']['held_out']} held out")
+
+
+@main.command()
+@click.option("--challenger", required=True, help="A model version of the registry.")
+@click.option(
+    "--exam",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder with NORMAL and PNEUMONIA: cases of this site that no training has seen.",
+)
+@click.option(
+    "--reference",
+    type=click.Path(path_type=Path),
+    help="Such a folder of held-out cases of the base data.",
+)
+@click.option(
+    "--trained-on",
+    type=click.Path(path_type=Path),
+    help="Folder that the challenger was trained from: no patient may be in it and in an exam.",
+)
+@click.option(
+    "--trained-elsewhere", is_flag=True, help="It came from another site; there is no folder."
+)
+@click.option(
+    "--locked",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File with a case a line, as named in the folders: none of them may be lost.",
+)
+@click.option(
+    "--policy", type=click.Path(path_type=Path, dir_okay=False), help="TOML; see docs/gate.md."
+)
+def gate(
+    challenger: str,
+    exam: Path,
+    reference: Path | None,
+    trained_on: Path | None,
+    locked: Path | None,
+    policy: Path | None,
+    *,
+    trained_elsewhere: bool,
+) -> None:
+    """Compare a challenger with the champion and store the decision with it."""
+    if (trained_on is None) != trained_elsewhere:
+        raise click.UsageError("give either --trained-on or --trained-elsewhere")
+    from training.exam import run_gate
+    from training.gate import Policy
+
+    config = Config.read(os.environ, Path.cwd())
+    stored = run_gate(
+        Registry(config.models_folder),
+        challenger,
+        exam,
+        reference,
+        trained_on,
+        locked,
+        Policy() if policy is None else Policy.read(policy),
+    )
+    for rule in stored.content["rules"]:
+        click.echo(f"{rule['verdict']:10}  {rule['name']:32}  {rule['reason']}")
+    click.echo(f"{stored.outcome}: {stored.path.with_suffix('.html')}")
+
+
+@main.group()
+def fleet() -> None:
+    """Publish model versions to many sites, as files for a web server."""
+
+
+REPOSITORY = click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+KEYS = click.option(
+    "--keys",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    help="Folder of the keys that sign it; never on the web server.",
+)
+
+
+@fleet.command("init")
+@REPOSITORY
+@KEYS
+def fleet_init(folder: Path, keys: Path) -> None:
+    """Make keys and an empty repository."""
+    from training.fleet import Fleet
+
+    root = Fleet(folder, keys).create(dt.datetime.now(dt.UTC))
+    click.echo(f"Hand {root} to each site, for TRIAGE_FLEET_ROOT; put root.pem into a safe")
+
+
+@fleet.command("publish")
+@REPOSITORY
+@click.argument("bundle", type=click.Path(path_type=Path, dir_okay=False, exists=True))
+@KEYS
+@click.option("--ring", type=click.IntRange(0, 9), required=True, help="0 first.")
+def fleet_publish(folder: Path, bundle: Path, keys: Path, ring: int) -> None:
+    """Release a bundle to a ring of sites."""
+    from training.fleet import Fleet
+
+    Fleet(folder, keys).publish(bundle, ring, dt.datetime.now(dt.UTC))
+    click.echo(f"ring {ring} gets {bundle}")
+
+
+@fleet.command("refresh")
+@REPOSITORY
+@KEYS
+def fleet_refresh(folder: Path, keys: Path) -> None:
+    """Say that the state is still the newest. Run it daily."""
+    from training.fleet import Fleet
+
+    until = Fleet(folder, keys).refresh(dt.datetime.now(dt.UTC))
+    click.echo(f"believed until {until:%Y-%m-%d %H:%M} UTC")
+
+
+@main.command()
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder that the version was trained on.",
+)
+@click.option(
+    "--model",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    help="Folder of the model version.",
+)
+@click.option(
+    "--crossvalidated",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Its cross-validation, if it was trained on every patient.",
+)
+@click.option("--pictures", type=click.IntRange(min=1), default=1000, show_default=True)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Markdown file to write; else it is printed.",
+)
+def stress(
+    data: Path, model: Path, crossvalidated: Path | None, pictures: int, out: Path | None
+) -> None:
+    """Judge the radiographs as other consoles would send them, and without lungs."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from training.dataset import read_folder
+    from triage.registry import ModelVersion
+
+    version = ModelVersion.load(model)
+    snapshot = read_folder(data)
+    from training import champion
+
+    arrays = _read(snapshot)
+    text = champion.stress(
+        snapshot,
+        arrays,
+        version,
+        crossvalidated,
+        pictures,
+        lambda name: click.echo(name, err=True),
+    )
+    if out is None:
+        click.echo(text)
+    else:
+        out.write_text(text, "utf-8")
+        click.echo(f"{version.version}: the table is in {out}")
+
+
+@main.command()
+@click.option(
+    "--model",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    help="Folder of the model version.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    help="Markdown file; the reliability plot goes beside it as .svg.",
+)
+def card(model: Path, out: Path) -> None:
+    """Write a version's model card and its reliability plot."""
+    from training.calibrate import reliability_plot
+    from triage.card import card as card_of
+    from triage.registry import ModelVersion
+
+    version = ModelVersion.load(model)
+    text = card_of(version)
+    told = version.description.get("calibration")
+    if told is not None:
+        plot = out.with_suffix(".svg")
+        plot.write_text(reliability_plot(told["reliability"], told["reliability_copies"]), "utf-8")
+        text += f"\n![Reliability]({plot.name})\n"
+    out.write_text(text, "utf-8")
+    click.echo(f"{version.version}: the card is in {out}")
 
 
 @main.command()
@@ -182,17 +479,13 @@ def study(
     click.echo(f"{len(snapshot.cases)} pictures, snapshot {snapshot.digest[:19]}")
     bound = epochs or (study.QUICK_EPOCHS if quick else study.EPOCHS)
 
-    def read() -> "npt.NDArray[np.float16]":
-        with click.progressbar(length=len(snapshot.cases), label="Reading pictures") as bar:
-            return snapshot.arrays(lambda done: bar.update(done - bar.pos))
-
     report = study.run(
         snapshot,
         about.about(snapshot, about_file),
         study.new_study(snapshot, seed, precision, bound),  # type: ignore[arg-type]
         out,
         click.echo,
-        read,
+        lambda: _read(snapshot)[..., None],
         1 if sys.stdout.isatty() else 2,
     )
     click.echo(f"The report is {report}. It shows radiographs: keep it where they may be kept.")

@@ -23,6 +23,9 @@ from triage.registry import file_hash
 CLASSES = ("NORMAL", "PNEUMONIA")
 """Class folders; the index is the label."""
 
+OTHER_SPLITS = frozenset({"test", "val", "valid", "validation"})
+"""Folders beside ``train`` that a user may keep to test on."""
+
 SUFFIXES = frozenset({".jpeg", ".jpg", ".png"})
 FOLDS = 7
 """One seventh of the patients is held out, one validates, five train."""
@@ -151,7 +154,8 @@ def read_folder(folder: Path) -> Snapshot:
     Raises
     ------
     DataError
-        A class folder is missing or empty, or a patient is in both classes' files.
+        A class folder is missing or empty, or a patient is in the folder of another split,
+        too. The published data number the patients of each split anew, and are not asked.
     """
     if not folder.is_dir():
         raise DataError(f"--data {folder} is not a folder: name the one that holds train/")
@@ -169,7 +173,22 @@ def read_folder(folder: Path) -> Snapshot:
         for path in paths:
             name = path.relative_to(folder).as_posix()
             cases.append(Case(name, path, file_hash(path), patient_of(path.stem), label))
+    if root != folder and not published(cases):
+        _stand_apart(folder, cases)
     return Snapshot(tuple(sorted(cases, key=lambda case: case.name)))
+
+
+def _stand_apart(folder: Path, cases: Sequence[Case]) -> None:
+    """Refuse a layout whose other splits have patients of the training split."""
+    trained = {case.patient: case.name for case in cases}
+    for split in sorted(path for path in folder.iterdir() if path.name.lower() in OTHER_SPLITS):
+        for path in sorted(split.rglob("*")):
+            patient = patient_of(path.stem)
+            if path.suffix.lower() in SUFFIXES and patient in trained:
+                raise DataError(
+                    f"one patient is in two splits: {path.relative_to(folder).as_posix()} and "
+                    f"{trained[patient]}: keep all pictures of a patient in one of them"
+                )
 
 
 def patient_of(stem: str) -> str:

@@ -21,21 +21,21 @@ import numpy.typing as npt
 
 from training.dataset import CLASSES, Case, Part, Snapshot
 from training.evaluate import figures, threshold_for
-from training.networks import build
+from training.exported import WEIGHTS, export
+from training.networks import FINE_TUNED, build
 from training.novelty import varied
 from training.quality import fit_and_measure
 from training.versions import replace, seal
 from triage.errors import DataError
 from triage.network import openvino
 from triage.novelty import NOVELTY
-from triage.pixels import SIDE, fingerprint
+from triage.pixels import fingerprint
 from triage.quality import QUALITY, Quality
 from triage.registry import DESCRIPTION, EXPORTED, FORMAT
 
 BATCH = 32
 PATIENCE = 10
 WANTED_SENSITIVITY = 0.975
-WEIGHTS = "model.weights.h5"
 BEST, LAST = "best.weights.h5", "last.keras"
 NO_COPIES = np.array([], np.int64)
 
@@ -407,7 +407,7 @@ def _describe(
             "attribution": about.attribution,
             "licence": about.licence,
             "snapshot": snapshot.digest,
-            "parts": {part: _count(snapshot.cases, rows) for part, rows in parts.items()},
+            "parts": {part: count_cases(snapshot.cases, rows) for part, rows in parts.items()},
         },
         "training": {
             "seed": run.seed,
@@ -428,7 +428,8 @@ def _describe(
     }
 
 
-def _count(cases: tuple[Case, ...], rows: npt.NDArray[np.int64]) -> dict[str, int]:
+def count_cases(cases: tuple[Case, ...], rows: npt.NDArray[np.int64]) -> dict[str, int]:
+    """Patients, and pictures of each class."""
     chosen = [cases[row] for row in rows]
     counts = {name: sum(c.label == label for c in chosen) for label, name in enumerate(CLASSES)}
     return {"patients": len({case.patient for case in chosen}), **counts}
@@ -448,21 +449,16 @@ def _write(
     return complete
 
 
-def export(network: keras.Model, path: Path) -> None:
-    """Write a network as OpenVINO IR with float32 weights and any batch size.
-
-    Parameters
-    ----------
-    network : keras.Model
-        float32 (batch, 256, 256, 1) to float32 (batch, 1).
-    path : Path
-        Ends in ``.xml``; the weights go beside it in ``.bin``.
-    """
-    ov = openvino()
-    converted = ov.convert_model(network, input=ov.PartialShape([-1, SIDE, SIDE, 1]))
-    ov.save_model(converted, path, compress_to_fp16=False)
-
-
 def new_run(snapshot: Snapshot, architecture: str, seed: int, precision: Precision) -> Run:
-    """A run on this program's pixel pipeline."""
+    """A run on this program's pixel pipeline.
+
+    Raises
+    ------
+    DataError
+        The architecture starts from pretrained weights, which this way of training lacks.
+    """
+    if architecture in FINE_TUNED:
+        raise DataError(
+            f"{architecture} is fine-tuned: run crossvalidate, then fit with --crossvalidated"
+        )
     return Run(architecture, seed, precision, snapshot.digest, fingerprint())

@@ -5,6 +5,7 @@ from types import MappingProxyType
 
 import keras
 
+from training.efficientnet import efficientnet_lite0
 from triage.errors import DataError
 from triage.pixels import SIDE
 
@@ -100,8 +101,12 @@ ARCHITECTURES: Mapping[str, Callable[[], keras.Model]] = MappingProxyType(
         "dropout": dropout,
         "final_model": final_model,
         "larger_l2": larger_l2,
+        "efficientnet_lite0": efficientnet_lite0,
     }
 )
+
+FINE_TUNED = frozenset({"efficientnet_lite0"})
+"""Those that start from pretrained weights, see :mod:`training.finetune`."""
 
 
 def build(name: str) -> keras.Model:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 import numpy as np
@@ -21,6 +21,9 @@ from PIL import Image
 from sklearn.metrics import classification_report, confusion_matrix, roc_auc_score
 
 from training.dataset import CLASSES, Case, Part, Snapshot
+
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
 
 FIRST = 20
 """Radiographs shown of the data."""
@@ -39,7 +42,7 @@ PARTS: Mapping[Part, str] = {
 JUDGED: tuple[Part, Part] = ("train", "held_out")
 
 TRAINED, VALIDATED = "#0b5c8a", "#c2410c"
-STYLE = {
+STYLE: dict["RcKeyType", Any] = {
     "axes.axisbelow": True,
     "axes.edgecolor": "#94a3b8",
     "axes.grid": True,
@@ -123,8 +126,8 @@ def render(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"grouped": "{:,}".format, "places": _places}
-    template = environment.from_string(files("training").joinpath("report.html").read_text("utf-8"))
-    return template.render(
+    source = files("training").joinpath("templates/study.html").read_text("utf-8")
+    return environment.from_string(source).render(
         classes=CLASSES,
         parts=PARTS,
         judged=JUDGED,

@@ -1,5 +1,6 @@
 """The composition root: from a :class:`Config` to wired parts."""
 
+import ctypes
 import datetime as dt
 import fcntl
 import logging
@@ -21,19 +22,24 @@ from triage.config import (
     WebhookDestination,
     without_password,
 )
-from triage.errors import ServiceError
+from triage.durable import keep_folder
+from triage.errors import ConfigError, ModelError, ServiceError
 from triage.registry import CHAMPION, DESCRIPTION, ModelVersion, Registry
 from triage.scoring import Scorer
 from triage.spool import Spool
 from triage.supervisor import Supervisor, stop_on_signals, stop_with_parent
 from triage.worklist import Worklist
+from triage.worklist.accounts import FIRST_OPERATOR
 from triage.worklist.deliveries import ResultKind, Route
 from triage.worklist.schema import HEAD, migrate, open_engine
 
 if TYPE_CHECKING:
+    from pydicom.uid import UID
     from structlog.types import Processor
 
+    from triage.bundles import Keys
     from triage.quality import Quality
+    from triage.scp import Door
     from triage.sinks import Sink
     from triage.worker import Champion
 
@@ -55,7 +61,7 @@ def configure_logging(config: Config) -> None:
 
     pydicom and pynetdicom put attribute values, so patient data, into their warnings.
     """
-    for name in ("pydicom", "pynetdicom", "py.warnings"):
+    for name in ("pydicom", "pynetdicom", "py.warnings", "uvicorn", "asyncio", "httpx"):
         logger = logging.getLogger(name)
         logger.handlers[:] = [logging.NullHandler()]
         logger.propagate = False
@@ -77,7 +83,8 @@ def configure_logging(config: Config) -> None:
             structlog.processors.format_exc_info,
             last,
         ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        # One write a line: the parts share a log, and Python may be unbuffered.
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
     )
     threading.excepthook = _thread_died
 
@@ -99,16 +106,20 @@ def prepare(config: Config) -> None:
     _make_home(config)
     _migrate(config)
     registry = Registry(config.models_folder)
+    registry.settle()
     # Every process of a node may come here at once; one at a time adds and names.
     with _lock(config.locks_folder / "models.lock", wait=True):
         bundled = [registry.add(file.parent) for file in sorted(BUNDLED.glob(f"*/{DESCRIPTION}"))]
         if CHAMPION not in registry.aliases() and bundled:
-            registry.name(CHAMPION, bundled[-1].version)
+            newest = max(bundled, key=lambda model: str(model.description["created_at"]))
+            registry.name(CHAMPION, newest.version)
 
 
 def _make_home(config: Config) -> None:
     try:
-        config.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # A home whose own name is lost with the power is lost with all that is in it; whoever
+        # made it may have died before it was on the disk.
+        keep_folder(config.home)
         config.locks_folder.mkdir(mode=0o700, exist_ok=True)
         with (config.locks_folder / "writable").open("w"):
             pass
@@ -133,11 +144,14 @@ def worklist(config: Config) -> Worklist:
     return Worklist(
         config.worklist_url,
         [Route(there.name, _TAKEN[there.kind]) for there in config.destinations],
+        config.audit_anchor,
+        config.blind_sample,
     )
 
 
 def migrate_worklist(config: Config) -> str:
     """Bring the schema up to date; what was done, in one line."""
+    os.umask(0o077)
     _make_home(config)
     before = _migrate(config)
     place = without_password(config.worklist_url)
@@ -151,24 +165,131 @@ def registry(config: Config) -> Registry:
     return Registry(config.models_folder)
 
 
+def keys(config: Config) -> "Keys":
+    """The keys of an installation."""
+    from triage.bundles import Keys
+
+    return Keys(config.keys_folder)
+
+
+def promote(config: Config, version: str, who: str, why: str) -> None:
+    """Make an approved version the champion, once it was seen to run here.
+
+    Raises
+    ------
+    ModelError
+        It is not approved, damaged, or cannot score on this machine.
+    """
+    models = registry(config)
+    _network(models.version(version))
+    models.promote(version, who=who, why=why)
+
+
+def rollback(config: Config, who: str, why: str) -> str:
+    """Return to the champion before this one; its version."""
+    return registry(config).rollback(who=who, why=why)
+
+
+def pull(config: Config, who: str, *, other_population: bool) -> ModelVersion | None:
+    """Enter what the fleet has released for our ring; None if there is nothing new.
+
+    Raises
+    ------
+    TriageError
+        No fleet is configured, it is not to be believed, or what it has does not fit here.
+    """
+    from triage.bundles import enter
+    from triage.updates import forget
+    from triage.updates import pull as fetch
+
+    if config.fleet_root is None:
+        raise ConfigError("no fleet is configured: set TRIAGE_FLEET_URL and TRIAGE_FLEET_ROOT")
+    _make_home(config)
+    with _lock(config.locks_folder / "fleet.lock", wait=True):
+        bundle = fetch(config.fleet_url, config.fleet_root, config.fleet_ring, config.fleet_folder)
+        if bundle is None:
+            return None
+        try:
+            return enter(
+                registry(config), bundle, keys(config), who, other_population=other_population
+            )
+        except ModelError:
+            forget(bundle)
+            raise
+
+
 def receive(config: Config, stop: threading.Event) -> None:
     """Be the receiver until told to stop."""
+    from triage.decoders import Proving
+
+    _give_memory_back()
+    # The decoders are tried in another process while this one opens the database.
+    proving = Proving()
     from triage.scp import Receiver
 
     with _only_receiver(config):
+        with_database = worklist(config)
         receiver = Receiver(
             config.ae_title,
-            (config.dicom_host, config.dicom_port),
+            _door(config, proving.outcome()),
             config.max_associations,
             config.idle_seconds,
             Spool(config.spool_folder),
-            worklist(config),
+            with_database,
+            config.max_object_mb * 1_000_000,
+            config.max_arriving_mb * 1_000_000,
         )
         receiver.start()
         try:
             stop.wait()
         finally:
             receiver.stop()
+
+
+def _give_memory_back() -> None:
+    """Let what a large data set took go back to the system when it is freed.
+
+    glibc learns from the first large blocks to keep such memory, in an arena for each
+    thread: with many consoles a multiple of what is in use (mallopt(3), M_MMAP_THRESHOLD).
+    """
+    with suppress(AttributeError, OSError):  # another C library has no such habit
+        ctypes.CDLL(None).mallopt(-3, 1_000_000)
+
+
+def _door(config: Config, outcome: Mapping["UID", str]) -> "Door":
+    """Where to listen, whom to admit and what to offer."""
+    from triage.decoders import LIBRARIES
+    from triage.scp import TRANSFER_SYNTAXES, Door
+    from triage.transport import tls_context
+
+    log = structlog.get_logger("scp")
+    for syntax in TRANSFER_SYNTAXES:
+        if outcome[syntax]:
+            log.error(
+                "not offered",
+                action="transfer_syntax_not_offered",
+                transfer_syntax=syntax.name,
+                transfer_syntax_uid=str(syntax),
+                advice=f"its decoder is not proven: install or mend {LIBRARIES[syntax]}",
+                error=outcome[syntax],
+            )
+    offered = tuple(syntax for syntax in TRANSFER_SYNTAXES if not outcome[syntax])
+    if not offered:
+        raise ServiceError(
+            "no transfer syntax can be decoded here; the lines above say why: install "
+            "cxr-triage anew"
+        )
+    tls = None
+    if config.tls_certificate is not None and config.tls_key is not None:
+        tls = tls_context(config.tls_certificate, config.tls_key, config.tls_ca)
+    return Door(
+        (config.dicom_host, config.dicom_port) if config.dicom_port else None,
+        config.peers,
+        (config.dicom_host, config.tls_port) if tls else None,
+        tls,
+        frozenset(there.ae_title for there in config.commitment_peers),
+        offered,
+    )
 
 
 def score(config: Config, stop: threading.Event) -> None:
@@ -261,12 +382,72 @@ def _network(model: ModelVersion) -> Scorer:
     return Network(model)
 
 
+def commit(config: Config, stop: threading.Event) -> None:
+    """Report on Storage Commitment until told to stop; with nobody to report to, only wait."""
+    if not config.commitment_peers:
+        stop.wait()
+        return
+    from triage.commitment import Committer
+
+    with _name(config, "committer") as name:
+        Committer(
+            name,
+            config.ae_title,
+            worklist(config).commitments,
+            Spool(config.spool_folder),
+            config.commitment_peers,
+        ).run(stop)
+
+
+def web(config: Config, stop: threading.Event) -> None:
+    """Serve the radiologists' page until told to stop."""
+    from triage.web import Site, build
+    from triage.web.server import listen, serve, tls_context
+
+    tls = tls_context(config)
+    listening = listen(config)
+    with_database = worklist(config)
+    try:
+        site = Site(
+            config,
+            with_database,
+            Spool(config.spool_folder),
+            registry(config),
+            _network,
+            stop,
+        )
+        app = build(site)
+        _tell_first_operator(with_database, config)
+        serve(app, config, listening, tls, stop)
+    finally:
+        with_database.close()
+
+
+def _tell_first_operator(with_database: Worklist, config: Config) -> None:
+    """Make the first account and show its one-time password, here and never again."""
+    password = with_database.accounts.first_operator()
+    if password is None:
+        return
+    # Not through the log: that is kept, and read by more people.
+    sys.stderr.write(
+        f"triage: first start: sign in at {config.web_origin}/ as `{FIRST_OPERATOR}` with the "
+        f"one-time password {password} (shown only here and now; you choose another at once)\n"
+    )
+    sys.stderr.flush()
+
+
 ROLES: dict[str, Callable[[Config, threading.Event], None]] = {
     "receive": receive,
     "score": score,
     "deliver": deliver,
+    "commit": commit,
+    "web": web,
 }
 """The parts of the service, each a process."""
+
+
+_LATER = {"web": 2.0}
+"""Seconds by which a part lets the others go first: consoles are not to wait for the page."""
 
 
 def serve(config: Config, roles: Sequence[str], *, supervised: bool) -> None:
@@ -282,16 +463,20 @@ def serve(config: Config, roles: Sequence[str], *, supervised: bool) -> None:
     stop = stop_on_signals()
     if supervised:
         stop_with_parent(stop)
+        if stop.wait(_LATER.get(roles[0], 0.0)):
+            return
     else:
         prepare(config)
     if len(roles) == 1:
         ROLES[roles[0]](config, stop)
         return
+    # Else a process with nothing to do.
+    has_work = {"deliver": config.destinations, "commit": config.commitment_peers}
     Supervisor(
         {
             role: [sys.executable, "-m", "triage", "serve", "--roles", role, "--supervised"]
             for role in roles
-            if role != "deliver" or config.destinations  # else a process with nothing to do
+            if has_work.get(role, True)
         }
     ).run(stop)
 

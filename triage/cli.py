@@ -15,15 +15,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from triage import __version__
-from triage.config import Config, valid_ae_title
+from triage.config import Config
 from triage.errors import ConfigError, TriageError
+from triage.peers import valid_ae_title
 
 if TYPE_CHECKING:
     import datetime as dt
 
     from rich.table import Table
 
+    from triage.registry import ModelVersion
     from triage.worklist import WorklistItem
+    from triage.worklist.accounts import Role
 
 TABLE_ROWS = 50
 """So many rows ``triage worklist`` prints unless told otherwise."""
@@ -31,7 +34,7 @@ TABLE_ROWS = 50
 OPERATOR = "operator"
 """Who an event names when a command moved something."""
 
-SERVED = ("receive", "score", "deliver")
+SERVED = ("receive", "score", "deliver", "commit", "web")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -64,7 +67,7 @@ def _roles(_context: click.Context, _parameter: click.Parameter, value: str) -> 
 @click.option("--supervised", is_flag=True, hidden=True)
 @click.pass_obj
 def serve(config: Config, roles: list[str], *, supervised: bool) -> None:
-    """Receive, score and deliver results until Ctrl-C or SIGTERM."""
+    """Receive, score, deliver results and vouch for images until Ctrl-C or SIGTERM."""
     from triage import app
 
     app.configure_logging(config)
@@ -101,6 +104,8 @@ def send(
     from triage.send import send as send_files
 
     app.configure_logging(config)
+    if not (port or config.dicom_port):
+        raise click.UsageError("give --port: the receiver's own is closed (TRIAGE_DICOM_PORT is 0)")
     destination = Destination(
         host or config.dicom_host, port or config.dicom_port, called_aet or config.ae_title
     )
@@ -166,7 +171,7 @@ def show(config: Config, uid: str, *, as_json: bool) -> None:
 
     with_database = app.worklist(config)
     item = with_database.item(uid)
-    readings = with_database.readings(uid)
+    readings = with_database.readings.of(uid)
     journal = with_database.journal(uid)
     if as_json:
         content = item.as_json() | {
@@ -196,12 +201,131 @@ def show(config: Config, uid: str, *, as_json: bool) -> None:
 def read(config: Config, uid: str, verdict: Any, reader: str) -> None:
     """Record that a radiologist sees the finding, or does not."""
     from triage import app
+    from triage.worklist.readings import Said
 
-    name = reader.strip()
-    if not 1 <= len(name) <= 64 or not name.isprintable():
-        raise click.BadParameter("give 1 to 64 printable characters", param_hint="--reader")
-    state = app.worklist(config).read(uid, verdict, name)
-    click.echo(f"{uid} is {state}")
+    try:
+        said = Said(verdict, reader.strip())
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--reader") from error
+    _, item = app.worklist(config).readings.add(uid, said)
+    click.echo(f"{uid} is {item.state}")
+
+
+@main.group()
+def readings() -> None:
+    """Readings in bulk, as CSV."""
+
+
+@readings.command("import")
+@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--dry-run", is_flag=True, help="Only say what would become of each line.")
+@click.pass_obj
+def readings_import(config: Config, file: Path, *, dry_run: bool) -> None:
+    """Take readings from a CSV file, such as labels from reports: all lines or none."""
+    from triage import app
+
+    try:
+        # The mark that some programs put before UTF-8 is none of the heading.
+        with file.open(encoding="utf-8-sig", newline="") as lines:
+            reports = app.worklist(config).readings.take(lines, OPERATOR, dry_run=dry_run)
+    except OSError as error:
+        raise TriageError(f"{file} cannot be read: {error.strerror}") from error
+    wrong = [report for report in reports if report.problem]
+    for report in wrong:
+        click.echo(f"line {report.line}: {_printable(report.sop_instance_uid)}: {report.problem}")
+    if dry_run:
+        click.echo(f"{len(reports) - len(wrong)} can be taken, {len(wrong)} not; nothing was taken")
+    else:
+        click.echo(f"{len(reports)} readings taken")
+    if wrong:
+        sys.exit(1)
+
+
+@readings.command("export")
+@click.argument("file", type=click.File("w", encoding="utf-8", lazy=False), default="-")
+@click.pass_obj
+def readings_export(config: Config, file: Any) -> None:
+    """Write all readings to a CSV file, or to standard output."""
+    import csv
+
+    from triage import app
+    from triage.worklist.readings import EXPORTED
+
+    rows = csv.DictWriter(file, EXPORTED, lineterminator="\n")
+    rows.writeheader()
+    rows.writerows(app.worklist(config).readings.export(OPERATOR))
+
+
+@main.group()
+def commitments() -> None:
+    """What consoles asked us to vouch for, and whether they know the answer."""
+
+
+@commitments.command("list")
+@click.option("--json", "as_json", is_flag=True, help="A JSON array, newest first.")
+@click.option(
+    "--state",
+    type=click.Choice(["PENDING", "REPORTED", "PARKED"], case_sensitive=False),
+    help="Only transactions in this state.",
+)
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    help=f"At most so many. [default: {TABLE_ROWS} in the table, all with --json]",
+)
+@click.pass_obj
+def commitments_list(
+    config: Config, state: str | None, limit: int | None, *, as_json: bool
+) -> None:
+    """List Storage Commitment transactions, the newest first."""
+    from triage import app
+    from triage.worklist.commitments import CommitmentState
+
+    with_database = app.worklist(config).commitments
+    wanted = None if state is None else CommitmentState(state.upper())
+    records = with_database.records(wanted, limit if as_json or limit else TABLE_ROWS + 1)
+    if as_json:
+        click.echo(json.dumps([_plain(record) for record in records], indent=2))
+        return
+    shown = records[: limit or TABLE_ROWS]
+    table = _new_table(
+        "ID", "Requester", "Instances", "State", "Attempts", "Next attempt", "Transaction UID",
+        "Why not reported",
+    )  # fmt: skip
+    for record in shown:
+        table.add_row(
+            str(record.id),
+            record.requester,
+            str(record.instances),
+            record.state.value,
+            str(record.attempts),
+            "" if record.next_attempt_at is None else _time(record.next_attempt_at),
+            record.transaction_uid,
+            record.error,
+        )
+    _print(table)
+    if len(shown) < len(records):
+        click.echo(f"The newest {TABLE_ROWS}; --limit N shows more.")
+    if not records:
+        click.echo("No console has asked for Storage Commitment.")
+
+
+@commitments.command("retry")
+@click.argument("number", metavar="ID", type=click.IntRange(min=1), required=False)
+@click.option("--all", "all_parked", is_flag=True, help="Every parked report.")
+@click.pass_obj
+def commitments_retry(config: Config, number: int | None, *, all_parked: bool) -> None:
+    """Let a report, or every parked one, be attempted anew at once."""
+    from triage import app
+
+    if (number is None) != all_parked:
+        raise click.UsageError("give either the ID of a transaction or --all")
+    with_database = app.worklist(config).commitments
+    if number is None:
+        click.echo(f"{with_database.retry_parked()} parked reports will be attempted")
+        return
+    record = with_database.retry(number)
+    click.echo(f"the report of {record.id} to {record.requester} will be attempted")
 
 
 @main.group()
@@ -274,6 +398,154 @@ def deliveries_retry(config: Config, number: int | None, *, all_parked: bool) ->
     click.echo(f"delivery {record.id} of {record.kind} to {record.destination} will be attempted")
 
 
+ROLE_NAMES = click.Choice(["viewer", "reader", "operator"], case_sensitive=False)
+
+
+@main.group()
+def users() -> None:
+    """Who may sign in to the page, as what."""
+
+
+@users.command("list")
+@click.option("--json", "as_json", is_flag=True)
+@click.pass_obj
+def users_list(config: Config, *, as_json: bool) -> None:
+    """List accounts."""
+    from triage import app
+
+    records = app.worklist(config).accounts.records()
+    if as_json:
+        click.echo(json.dumps([_plain(record) for record in records], indent=2))
+        return
+    table = _new_table("Name", "Display name", "Roles", "Kind", "State", "Made")
+    for record in records:
+        state = "one-time password" if record.must_change else ""
+        table.add_row(
+            record.name,
+            _printable(record.display_name),
+            ", ".join(record.roles),
+            record.kind,
+            "disabled" if record.disabled else state,
+            _time(record.created_at),
+        )
+    _print(table)
+    if not records:
+        click.echo("No accounts yet: the first `triage serve` makes one.")
+
+
+@users.command("add")
+@click.argument("name")
+@click.argument("roles", nargs=-1, required=True, type=ROLE_NAMES)
+@click.option("--display-name", default="", help="What the page shows. [default: the name]")
+@click.pass_obj
+def users_add(config: Config, name: str, roles: tuple[str, ...], display_name: str) -> None:
+    """Make an account and show its one-time password, now and never again."""
+    from triage import app
+
+    accounts = app.worklist(config).accounts
+    password = accounts.add(name, display_name, _as_roles(roles), _who())
+    click.echo(f"{name}'s one-time password is {password}: to be changed at the first sign-in")
+
+
+@users.command("roles")
+@click.argument("name")
+@click.argument("roles", nargs=-1, required=True, type=ROLE_NAMES)
+@click.pass_obj
+def users_roles(config: Config, name: str, roles: tuple[str, ...]) -> None:
+    """Give an account these roles and no others, at once."""
+    from triage import app
+
+    app.worklist(config).accounts.set_roles(name, _as_roles(roles), _who())
+    click.echo(f"{name} is {', '.join(sorted(set(roles)))}")
+
+
+@users.command("reset")
+@click.argument("name")
+@click.pass_obj
+def users_reset(config: Config, name: str) -> None:
+    """Give an account a one-time password, show it once, and end its sessions."""
+    from triage import app
+
+    password = app.worklist(config).accounts.reset(name, _who())
+    click.echo(f"{name}'s one-time password is {password}: to be changed at the next sign-in")
+
+
+@users.command("disable")
+@click.argument("name")
+@click.pass_obj
+def users_disable(config: Config, name: str) -> None:
+    """Let an account sign in no longer, and end its sessions."""
+    from triage import app
+
+    app.worklist(config).accounts.disable(name, _who())
+    click.echo(f"{name} is disabled")
+
+
+@users.command("enable")
+@click.argument("name")
+@click.pass_obj
+def users_enable(config: Config, name: str) -> None:
+    """Let a disabled account sign in again."""
+    from triage import app
+
+    app.worklist(config).accounts.enable(name, _who())
+    click.echo(f"{name} may sign in")
+
+
+def _as_roles(names: tuple[str, ...]) -> "list[Role]":
+    from triage.worklist.accounts import Role
+
+    return [Role(name) for name in names]
+
+
+def _who() -> str:
+    """Who runs the command, for the audit trail."""
+    import pwd
+
+    try:
+        return f"command of {pwd.getpwuid(os.getuid()).pw_name}"[:128]
+    except KeyError:  # as in a container
+        return f"command of uid {os.getuid()}"
+
+
+@main.group()
+def audit() -> None:
+    """Who saw and who said what."""
+
+
+@audit.command("verify")
+@click.pass_obj
+def audit_verify(config: Config) -> None:
+    """Is the trail as it was written? Names the first broken row; exit status 1."""
+    from triage import app
+
+    head = app.worklist(config).audit.verify()
+    click.echo(f"{head.id} rows, unbroken; the newest is {head.hash}")
+
+
+@audit.command("export")
+@click.option(
+    "--since",
+    type=click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]),
+    help="From this day or time on, in UTC. [default: all]",
+)
+@click.pass_obj
+def audit_export(config: Config, since: "dt.datetime | None") -> None:
+    """Print the trail as JSON lines, oldest first."""
+    import datetime as dt
+
+    from triage import app
+    from triage.worklist.audit import Action
+
+    trail = app.worklist(config).audit
+    begin = None if since is None else since.replace(tzinfo=dt.UTC)
+    rows = 0
+    for record in trail.records(begin):
+        click.echo(json.dumps(record.as_json(), ensure_ascii=False))
+        rows += 1
+    trail.record(_who(), Action.EXPORTED, "audit", {"rows": rows})
+
+
 @main.group()
 def models() -> None:
     """The model versions of this installation."""
@@ -299,18 +571,288 @@ def models_list(config: Config, *, as_json: bool) -> None:
         return
     table = _new_table("Version", "Alias", "Made", "Threshold", "AUC (95% interval)", "Population")
     for model in versions:
-        auc = model.description["metrics"]["held_out"]["auc"]
+        auc = _held_out(model).get("auc")
         table.add_row(
             model.version,
             ", ".join(named[model.version]),
             model.description["created_at"][:10],
             f"{model.threshold:.3f}",
-            f"{auc['value']:.3f} ({auc['low']:.3f} to {auc['high']:.3f})",
+            _figure(auc) if auc else "",
             model.population.description,
         )
     _print(table)
     if not versions:
         click.echo("No models yet: `triage serve` enters the bundled one.")
+
+
+@models.command("show")
+@click.argument("version")
+@click.option("--json", "as_json", is_flag=True)
+@click.pass_obj
+def models_show(config: Config, version: str, *, as_json: bool) -> None:
+    """Show what is stated about a version: card, lineage, decisions, approval."""
+    from triage import app
+    from triage.registry import CHAMPION
+
+    registry = app.registry(config)
+    model = registry.version(version)
+    decisions = registry.decisions(version)
+    names = [alias for alias, named in registry.aliases().items() if named == version]
+    if as_json:
+        told = [
+            {"at": d.at, "champion": d.champion, "outcome": d.outcome, "path": str(d.path)}
+            for d in decisions
+        ]
+        content = {"aliases": names, **model.description, "decisions": told}
+        click.echo(json.dumps(content, indent=2))
+        return
+    card = model.description
+    ages = model.population.age_years
+    facts = {
+        "version": model.version,
+        "aliases": ", ".join(names) or "none",
+        "made": card["created_at"],
+        "architecture": card.get("architecture", ""),
+        "parent": card.get("parent") or "none",
+        "snapshot": card.get("data", {}).get("snapshot", ""),
+        "data": card.get("data", {}).get("name", ""),
+        "attribution": card.get("data", {}).get("attribution", ""),
+        "population": model.population.description,
+        "ages": f"{ages[0]} to {ages[1]} years" if ages else "not stated",
+        "views": ", ".join(model.population.views) or "not stated",
+        "threshold": f"{model.threshold:.6f} ({card.get('threshold_rule', '')})",
+        "pixels": model.pixel_fingerprint,
+        "device UID": card.get("device_uid", ""),
+        **{name: _figure(figure) for name, figure in _held_out(model).items()},
+    }
+    for name, fact in facts.items():
+        click.echo(f"{name:20} {_printable(str(fact))}".rstrip())
+    for name, digest in card["files"].items():
+        click.echo(f"{'file':20} {name} sha256:{digest}")
+    for decision in decisions:
+        report = decision.path.with_suffix(".html")
+        against = f"against {decision.champion}"
+        click.echo(f"{'decision':20} {decision.at} {decision.outcome} {against}; see {report}")
+    if CHAMPION not in names:
+        click.echo(f"{'approved':20} {'yes' if registry.approved(version) else 'no'}")
+    click.echo("A triage aid, not a diagnosis.")
+
+
+@models.command("compare")
+@click.argument("first")
+@click.argument("second")
+@click.pass_obj
+def models_compare(config: Config, first: str, second: str) -> None:
+    """Show two versions side by side. Only the gate compares them on the same cases."""
+    from triage import app
+
+    registry = app.registry(config)
+    both = [registry.version(version) for version in (first, second)]
+    table = _new_table("", first, second)
+    facts: dict[str, list[str]] = {
+        "made": [model.description["created_at"][:10] for model in both],
+        "parent": [str(model.description.get("parent") or "none") for model in both],
+        "snapshot": [
+            str(model.description.get("data", {}).get("snapshot", ""))[:19] for model in both
+        ],
+        "threshold": [f"{model.threshold:.4f}" for model in both],
+        "population": [model.population.description for model in both],
+    }
+    figures = [_held_out(model) for model in both]
+    for name in dict.fromkeys([*figures[0], *figures[1]]):
+        facts[name] = [_figure(of[name]) if name in of else "" for of in figures]
+    for name, cells in facts.items():
+        table.add_row(name, *map(_printable, cells))
+    _print(table)
+    if facts["snapshot"][0] != facts["snapshot"][1]:
+        click.echo("Their figures are of different cases: they cannot be held against each other.")
+    for challenger, champion in ((second, first), (first, second)):
+        for decision in registry.decisions(challenger):
+            if decision.champion == champion:
+                click.echo(
+                    f"The gate on {challenger} against {champion}: {decision.outcome}; see "
+                    f"{decision.path.with_suffix('.html')}"
+                )
+
+
+@models.command("approve")
+@click.argument("version")
+@click.option("--why", default="", help="For the history; needed with --force.")
+@click.option("--force", is_flag=True, help="Though the gate has not proven it.")
+@click.pass_obj
+def models_approve(config: Config, version: str, why: str, *, force: bool) -> None:
+    """Let a proven challenger become champion. `promote` then makes it one."""
+    from triage import app
+
+    app.registry(config).approve(version, who=_who(), why=why, force=force)
+    if force:
+        click.echo("Approved without a proof: its scores may be worse than the champion's.")
+    click.echo(f"{version} is approved; `triage models promote {version}` lets it score")
+
+
+@models.command("promote")
+@click.argument("version")
+@click.option("--why", default="", help="For the history.")
+@click.pass_obj
+def models_promote(config: Config, version: str, why: str) -> None:
+    """Make an approved version the champion. Running workers follow at their next exam."""
+    from triage import app
+
+    app.promote(config, version, _who(), why)
+    click.echo(f"{version} scores from now on; `triage models rollback` goes back")
+
+
+@models.command("rollback")
+@click.option("--why", default="", help="For the history.")
+@click.pass_obj
+def models_rollback(config: Config, why: str) -> None:
+    """Return to the champion before this one, with its threshold."""
+    from triage import app
+
+    click.echo(f"{app.rollback(config, _who(), why)} scores again from now on")
+
+
+@models.command("history")
+@click.option("--json", "as_json", is_flag=True, help="JSON lines, oldest first.")
+@click.pass_obj
+def models_history(config: Config, *, as_json: bool) -> None:
+    """Show who moved which alias, when and why; verifies the history, exit status 1 if broken."""
+    from triage import app
+
+    entries = app.registry(config).history()
+    if as_json:
+        for entry in entries:
+            click.echo(json.dumps(entry.as_json(), sort_keys=True))
+        return
+    table = _new_table("Number", "When", "Who", "What", "Version", "Why")
+    for entry in entries:
+        table.add_row(
+            str(entry.number),
+            entry.at[:19],
+            _printable(entry.who),
+            " ".join(filter(None, (entry.action, str(entry.detail.get("outcome") or "")))),
+            str(entry.detail.get("version", "")),
+            _printable(str(entry.detail.get("why", ""))),
+        )
+    _print(table)
+    if not entries:
+        click.echo("No history yet.")
+
+
+@models.command("export")
+@click.argument("version")
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.pass_obj
+def models_export(config: Config, version: str, file: Path) -> None:
+    """Write a version as a signed bundle for other sites."""
+    from triage import app
+    from triage.bundles import export
+
+    export(app.registry(config), version, file, app.keys(config), config.organization)
+    click.echo(f"{file} holds {version}")
+
+
+OTHER_POPULATION = "Take it though it was made for others than the champion."
+
+
+@models.command("import")
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--other-population", is_flag=True, help=OTHER_POPULATION)
+@click.pass_obj
+def models_import(config: Config, file: Path, *, other_population: bool) -> None:
+    """Verify a bundle and enter its version as the challenger."""
+    from triage import app
+    from triage.bundles import enter
+
+    model = enter(
+        app.registry(config), file, app.keys(config), _who(), other_population=other_population
+    )
+    click.echo(f"{model.version} is the challenger; the gate decides on it with cases of this site")
+
+
+@models.command("pull")
+@click.option("--other-population", is_flag=True, help=OTHER_POPULATION)
+@click.pass_obj
+def models_pull(config: Config, *, other_population: bool) -> None:
+    """Enter what the fleet has released for our ring as the challenger."""
+    from triage import app
+
+    model = app.pull(config, _who(), other_population=other_population)
+    if model is None:
+        click.echo("nothing new")
+        return
+    click.echo(f"{model.version} is the challenger; the gate decides on it with cases of this site")
+
+
+@models.group("keys")
+def models_keys() -> None:
+    """Whose bundles are believed, and the key that signs ours."""
+
+
+@models_keys.command("new")
+@click.pass_obj
+def keys_new(config: Config) -> None:
+    """Make the key that signs our bundles, and print its public key."""
+    from triage import app
+
+    click.echo(app.keys(config).create(), nl=False)
+
+
+@models_keys.command("public")
+@click.pass_obj
+def keys_public(config: Config) -> None:
+    """Print the public key that other sites must trust to import our bundles."""
+    from triage import app
+    from triage.bundles import as_pem
+
+    click.echo(as_pem(app.keys(config).signing().public_key()), nl=False)
+
+
+@models_keys.command("trust")
+@click.argument("name")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.pass_obj
+def keys_trust(config: Config, name: str, file: Path) -> None:
+    """Believe bundles that are signed with a public key."""
+    from triage import app
+
+    key = app.keys(config).trust(name, file.read_bytes())
+    app.registry(config).note(_who(), "TRUSTED", {"key": key.identifier, "key_name": name})
+    click.echo(f"{name} is trusted; compare with its owner: {key.identifier}")
+
+
+@models_keys.command("distrust")
+@click.argument("name")
+@click.pass_obj
+def keys_distrust(config: Config, name: str) -> None:
+    """Believe a key no longer. Versions that it brought stay."""
+    from triage import app
+
+    app.keys(config).distrust(name)
+    app.registry(config).note(_who(), "DISTRUSTED", {"key_name": name})
+    click.echo(f"{name} is no longer trusted")
+
+
+@models_keys.command("list")
+@click.pass_obj
+def keys_list(config: Config) -> None:
+    """List the trusted keys."""
+    from triage import app
+
+    keys = app.keys(config).trusted()
+    for key in keys:
+        click.echo(f"{key.identifier}  {key.name}")
+    if not keys:
+        click.echo("No key is trusted: `triage models keys trust NAME FILE`.")
+
+
+def _held_out(model: "ModelVersion") -> dict[str, dict[str, float]]:
+    """A version's own figures, by name."""
+    return dict(model.description.get("metrics", {}).get("held_out", {}))
+
+
+def _figure(figure: dict[str, float]) -> str:
+    return f"{figure['value']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"
 
 
 @main.command()
@@ -343,7 +885,7 @@ def check(config: Config) -> None:
     healthy = True
     for result in look(config):
         healthy = healthy and result.healthy
-        click.echo(f"{'ok  ' if result.healthy else 'FAIL'}  {result.part:10} {result.finding}")
+        click.echo(f"{'ok  ' if result.healthy else 'FAIL'}  {result.part:11} {result.finding}")
     if not healthy:
         sys.exit(1)
 

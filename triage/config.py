@@ -5,10 +5,12 @@ A variable beats the file, the file beats the default. The file is the one that
 ``TRIAGE_HOME``.
 """
 
+import ipaddress
 import json
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -19,23 +21,17 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    InstanceOf,
     ValidationError,
     model_validator,
 )
 
 from triage.errors import ConfigError
+from triage.peers import Peer, Requester, is_loopback, valid_ae_title
 
 PREFIX = "TRIAGE_"
 FILE_VARIABLE = "TRIAGE_CONFIG"
 FILE_NAME = "triage.toml"
-
-
-def valid_ae_title(value: str) -> str:
-    """PS3.5 6.2, VR AE: 1 to 16 characters, no backslash or control character."""
-    title = value.strip(" ")
-    if not 1 <= len(title) <= 16 or "\\" in title or not title.isascii() or not title.isprintable():
-        raise ValueError("an AE title has 1 to 16 printable ASCII characters and no backslash")
-    return title
 
 
 def _absolute(value: Path) -> Path:
@@ -48,6 +44,19 @@ def _absolute(value: Path) -> Path:
 Port = Annotated[int, Field(ge=0, le=65_535)]
 PeerPort = Annotated[int, Field(ge=1, le=65_535)]
 AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
+OptionalPath = Annotated[AbsolutePath | None, BeforeValidator(lambda value: value or None)]
+
+
+def _entries(parse: Callable[[str], object]) -> BeforeValidator:
+    """Reads a list of texts, or one text with commas between them."""
+
+    def read(value: object) -> object:
+        texts = value.split(",") if isinstance(value, str) else value
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise ValueError("give texts, separated by commas in a variable, or a list of them")
+        return tuple(parse(text) for text in texts if text.strip())
+
+    return BeforeValidator(read)
 
 
 def _url(value: str) -> str:
@@ -152,6 +161,89 @@ def _named_apart(value: tuple[Destination, ...]) -> tuple[Destination, ...]:
     return value
 
 
+@dataclass(frozen=True, slots=True)
+class RoleOf:
+    """Which role the identity provider's word for a group stands for.
+
+    Attributes
+    ----------
+    group : str
+    role : str
+        ``viewer``, ``reader`` or ``operator``.
+    """
+
+    group: str
+    role: str
+
+    @classmethod
+    def parse(cls, text: str) -> "RoleOf":
+        """From ``GROUP=ROLE``; a group's name may hold ``=``, too."""
+        group, _, role = (part.strip() for part in text.rpartition("="))
+        if not group or role not in {"viewer", "reader", "operator"}:
+            raise ValueError(f"{text.strip()!r}: write GROUP=ROLE; roles: viewer, reader, operator")
+        return cls(group, role)
+
+    def __str__(self) -> str:
+        """As an administrator writes it."""
+        return f"{self.group}={self.role}"
+
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+def _network(text: str) -> Network:
+    try:
+        return ipaddress.ip_network(text.strip(), strict=False)
+    except ValueError:
+        raise ValueError(f"{text.strip()!r}: write an address or a CIDR network") from None
+
+
+def _origin(value: str) -> str:
+    """RFC 6454: scheme, host and port."""
+    if not value:
+        return ""
+    parts = urlsplit(value)
+    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.path not in {"", "/"}:
+        raise ValueError("write https://HOST or https://HOST:PORT, without a path")
+    if parts.username is not None or parts.query or parts.fragment:
+        raise ValueError("write https://HOST or https://HOST:PORT, and nothing else")
+    return f"{parts.scheme}://{parts.netloc.lower()}"
+
+
+def _issuer(value: str) -> str:
+    if not value:
+        return ""
+    value = _url(value)
+    parts = urlsplit(value)
+    if parts.scheme != "https" and not _on_this_machine(str(parts.hostname)):
+        raise ValueError("write https://: who can read the way there could sign in as anybody")
+    return value
+
+
+def _on_this_machine(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return is_loopback(host)
+    except ValueError:  # a name: whose address it is may change
+        return False
+
+
+def _viewer_url(value: str) -> str:
+    if not value:
+        return value
+    try:
+        tried = value.format(study_instance_uid="1.2", accession_number="A")
+        parts = urlsplit(tried)
+    except (LookupError, ValueError) as error:
+        raise ValueError(
+            "between braces stand only study_instance_uid and accession_number"
+        ) from error
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ValueError("write https://HOST/...{study_instance_uid}")
+    return value
+
+
 class Config(BaseModel):
     """Every setting, valid by construction.
 
@@ -176,8 +268,99 @@ class Config(BaseModel):
         min_length=1,
         description="Address to listen on; 0.0.0.0 lets consoles on the network in.",
     )
-    dicom_port: Port = Field(default=11_112, description="Port of the storage SCP.")
-    web_port: Port = Field(default=8_080, description="Port of the worklist page.")
+    dicom_port: Port = Field(
+        default=11_112, description="Port of the SCP without TLS; 0 closes it, and leaves TLS."
+    )
+    tls_port: Annotated[int, Field(ge=1, le=65_535)] = Field(
+        default=2_762, description="Port of the SCP with TLS, once there is a certificate."
+    )
+    tls_certificate: OptionalPath = Field(
+        default=None, description="PEM file of our certificate and the intermediate ones."
+    )
+    tls_key: OptionalPath = Field(
+        default=None, description="PEM file of the certificate's key, without a password."
+    )
+    tls_ca: OptionalPath = Field(
+        default=None,
+        description="PEM file of who signs the consoles' certificates; with it, each needs one.",
+    )
+    peers: Annotated[tuple[InstanceOf[Peer], ...], _entries(Peer.parse)] = Field(
+        default=(),
+        description="Who may associate: AETITLE, AETITLE@ADDRESS, AETITLE@CIDR or *@CIDR; none "
+        "is this machine only.",
+    )
+    commitment_peers: Annotated[tuple[InstanceOf[Requester], ...], _entries(Requester.parse)] = (
+        Field(
+            default=(),
+            description="Where reports of Storage Commitment go: AETITLE@HOST:PORT of who asks.",
+        )
+    )
+    web_host: str = Field(
+        default="127.0.0.1",
+        min_length=1,
+        description="Address of the worklist page; another than loopback needs TLS or a proxy.",
+    )
+    web_port: Port = Field(
+        default=8_080, description="Port of the worklist page; 0 is any that is free."
+    )
+    web_url: Annotated[str, AfterValidator(_origin)] = Field(
+        default="",
+        description="What people type to reach the page, https://HOST; empty is host and port.",
+    )
+    web_tls_certificate: OptionalPath = Field(
+        default=None, description="PEM file of the page's certificate and the intermediate ones."
+    )
+    web_tls_key: OptionalPath = Field(
+        default=None, description="PEM file of that certificate's key, without a password."
+    )
+    web_behind_proxy: Annotated[
+        tuple[InstanceOf[ipaddress.IPv4Network] | InstanceOf[ipaddress.IPv6Network], ...],
+        _entries(_network),
+    ] = Field(
+        default=(),
+        description="Addresses of the proxies that do TLS for the page; only they get an answer.",
+    )
+    viewer_url: Annotated[str, AfterValidator(_viewer_url)] = Field(
+        default="",
+        description="The site's own viewer, with {study_instance_uid} and {accession_number}.",
+    )
+    blind_sample: float = Field(
+        default=0.02,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Share of exams whose score is hidden until they are read, at random.",
+    )
+    session_idle_minutes: int = Field(
+        default=60, ge=1, le=1_440, description="Who does nothing for so long is signed out."
+    )
+    session_hours: int = Field(
+        default=12, ge=1, le=168, description="After so long everybody signs in anew."
+    )
+    oidc_issuer: Annotated[str, AfterValidator(_issuer)] = Field(
+        default="", description="URL of the OpenID Connect provider; empty is local accounts only."
+    )
+    oidc_client_id: str = Field(default="", description="What the provider calls this program.")
+    oidc_client_secret_file: OptionalPath = Field(
+        default=None, description="File with the client secret; none for a public client."
+    )
+    oidc_name_claim: str = Field(
+        default="preferred_username",
+        min_length=1,
+        description="The claim that becomes the account's name.",
+    )
+    oidc_role_claim: str = Field(
+        default="groups",
+        min_length=1,
+        description="The claim that holds groups; dots lead into objects.",
+    )
+    oidc_roles: Annotated[tuple[InstanceOf[RoleOf], ...], _entries(RoleOf.parse)] = Field(
+        default=(),
+        description="GROUP=ROLE each; who is in none of the groups may not sign in.",
+    )
+    oidc_ca_file: OptionalPath = Field(
+        default=None, description="PEM file of who signs the provider's certificate."
+    )
     database_url: str = Field(
         default="",
         description="SQLAlchemy URL of the worklist; empty is SQLite in the home.",
@@ -198,6 +381,16 @@ class Config(BaseModel):
         allow_inf_nan=False,
         description="An association silent for so long is aborted.",
     )
+    max_object_mb: int = Field(
+        default=512, ge=1, le=4_096, description="A larger data set is refused."
+    )
+    max_arriving_mb: int = Field(
+        default=1_024,
+        ge=1,
+        le=65_536,
+        description="Memory for all data sets that arrive at once; what exceeds it is refused.",
+    )
+
     destinations: Annotated[
         tuple[Annotated[Destination, Field(discriminator="kind")], ...],
         BeforeValidator(_from_json),
@@ -224,6 +417,57 @@ class Config(BaseModel):
         allow_inf_nan=False,
         description="The pause after a first failed attempt; it doubles, up to 15 minutes.",
     )
+    fleet_url: Annotated[str, AfterValidator(lambda value: _url(value) if value else value)] = (
+        Field(
+            default="", description="Repository of model versions that `triage models pull` asks."
+        )
+    )
+    fleet_root: OptionalPath = Field(
+        default=None, description="The root.json that the fleet's administrator handed over."
+    )
+    fleet_ring: int = Field(
+        default=1, ge=0, le=9, description="Ring 0 gets new model versions first, then ring 1."
+    )
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> "Config":
+        certificate = self.tls_certificate is not None
+        if certificate != (self.tls_key is not None):
+            raise ValueError("tls_certificate and tls_key belong together: set both or none")
+        if self.tls_ca is not None and not certificate:
+            raise ValueError("tls_ca needs tls_certificate and tls_key")
+        if self.dicom_port == 0 and not certificate:
+            raise ValueError(
+                "dicom_port 0 leaves TLS only: set tls_certificate and tls_key, or a dicom_port"
+            )
+        if certificate and self.dicom_port == self.tls_port:
+            raise ValueError("dicom_port and tls_port are the same: TLS needs a port of its own")
+        if bool(self.fleet_url) != (self.fleet_root is not None):
+            raise ValueError("fleet_url and fleet_root belong together: set both or none")
+        if self.max_arriving_mb < self.max_object_mb:
+            raise ValueError("max_arriving_mb is less than max_object_mb")
+        self._web_fits_together()
+        titles = [each.ae_title for each in self.commitment_peers]
+        if len(titles) != len(set(titles)):
+            raise ValueError("commitment_peers names an AE title twice")
+        return self
+
+    def _web_fits_together(self) -> None:
+        encrypted = self.web_tls_certificate is not None
+        if encrypted != (self.web_tls_key is not None):
+            raise ValueError(
+                "web_tls_certificate and web_tls_key belong together: set both or none"
+            )
+        if not (encrypted or self.web_behind_proxy or _on_this_machine(self.web_host)):
+            raise ValueError(
+                f"web_host {self.web_host} lets the network in without encryption: set "
+                "web_tls_certificate and web_tls_key, or web_behind_proxy to the address of a "
+                "proxy that does TLS"
+            )
+        if self.web_behind_proxy and not self.web_url:
+            raise ValueError("web_behind_proxy needs web_url: the address that people type")
+        if self.oidc_issuer and not (self.oidc_client_id and self.oidc_roles):
+            raise ValueError("oidc_issuer needs oidc_client_id and oidc_roles")
 
     @classmethod
     def read(cls, environment: Mapping[str, str], folder: Path) -> "Config":
@@ -282,23 +526,58 @@ class Config(BaseModel):
         return self.home / "models"
 
     @property
+    def keys_folder(self) -> Path:
+        """Where the key that signs bundles is, and those that are trusted."""
+        return self.home / "keys"
+
+    @property
+    def fleet_folder(self) -> Path:
+        """What was seen of the fleet's repository."""
+        return self.home / "fleet"
+
+    @property
     def locks_folder(self) -> Path:
         """Where running parts hold their locks."""
         return self.home / "run"
+
+    @property
+    def audit_anchor(self) -> Path:
+        """Where the end of the audit trail is remembered outside of the database."""
+        return self.home / "audit-head"
 
     @property
     def worklist_url(self) -> str:
         """The database URL with the default filled in."""
         return self.database_url or f"sqlite:///{self.home / 'worklist.sqlite'}"
 
+    @property
+    def web_origin(self) -> str:
+        """What browsers call the page: scheme, host and port (RFC 6454)."""
+        if self.web_url:
+            return self.web_url
+        scheme, usual = ("https", 443) if self.web_tls_certificate else ("http", 80)
+        host = f"[{self.web_host}]" if ":" in self.web_host else self.web_host
+        return f"{scheme}://{host}" + (f":{self.web_port}" if self.web_port != usual else "")
+
+    @property
+    def web_is_secure(self) -> bool:
+        """Whether browsers reach the page by TLS."""
+        return self.web_origin.startswith("https://")
+
     def shown(self) -> dict[str, str]:
         """Every setting as text by its variable's name, passwords hidden."""
         values = {
-            PREFIX + name.upper(): str(getattr(self, name)) for name in type(self).model_fields
+            PREFIX + name.upper(): _shown(getattr(self, name)) for name in type(self).model_fields
         }
         values["TRIAGE_DATABASE_URL"] = without_password(self.worklist_url)
         values["TRIAGE_DESTINATIONS"] = "; ".join(map(str, self.destinations)) or "none"
         return values
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return "" if value is None else str(value)
 
 
 def without_password(url: str) -> str:
@@ -323,7 +602,9 @@ def _toml(file: Path) -> dict[str, Any]:
 def _explain(error: ValidationError, sources: Mapping[str, str], known: tuple[str, ...]) -> str:
     """The first complaint, in one line that names the setting."""
     first = error.errors(include_url=False, include_context=False)[0]
-    name = str(first["loc"][0]) if first["loc"] else "?"
+    if not first["loc"]:  # of settings that do not fit together
+        return f"bad settings: {first['msg'].removeprefix('Value error, ')}"
+    name = str(first["loc"][0])
     where = sources.get(name, name)
     if name == "destinations":
         told = _explain_destination(first) if len(first["loc"]) > 1 else first["msg"]

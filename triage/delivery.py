@@ -17,7 +17,7 @@ from pathlib import Path
 import structlog
 
 from triage.errors import DeliveryError, TriageError, WorklistError
-from triage.explanation import HeatMap, occlusion_map
+from triage.explanation import HeatMap, explain
 from triage.pixels import Array, normalize
 from triage.registry import ModelVersion
 from triage.results import Finding
@@ -113,7 +113,7 @@ class Materials:
             version = subject.score.model_version
             if self._scorer is None or self._scorer.model_version != version:
                 self._scorer = self._compile(self._model(version))
-            return array, occlusion_map(self._scorer, array)
+            return array, explain(self._scorer, array)
 
 
 class Deliverer:

@@ -1,6 +1,7 @@
 """Writing so that it survives losing power (POSIX fsync, of files and of folders)."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -20,3 +21,15 @@ def make_folder(folder: Path) -> None:
     make_folder(folder.parent)
     folder.mkdir(mode=0o700, exist_ok=True)
     sync(folder.parent)
+
+
+def keep_folder(folder: Path) -> None:
+    """Make a folder as :func:`make_folder` does, and be certain of its entry in any case.
+
+    One that is there may come from a process that died, or from a thread that runs, between
+    making it and syncing its parent.
+    """
+    make_folder(folder)
+    # Somebody who may use a folder need not be allowed to read the one it is in.
+    with suppress(PermissionError):
+        sync(folder.parent)

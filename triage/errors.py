@@ -4,12 +4,33 @@
     |-- ConfigError                 a setting is unknown or has a bad value
     |-- PixelsError                 a picture cannot become an array; carries a reason code
     |-- ModelError                  a model version is missing, damaged or does not fit
+    |   |-- BundleError             a bundle of a version from elsewhere is not to be believed
+    |   `-- FleetError              the fleet's repository is not to be believed, or out of reach
     |-- SpoolError                  an instance file cannot be kept or read
     |-- WorklistError               the database cannot do what was asked
     |   |-- SchemaError             the database's schema is not this program's
     |   |-- UnknownItem             no worklist item has that SOP Instance UID
     |   |-- NotReadable             the item has no score for a verdict to be about
-    |   `-- UnknownDelivery         no delivery has that number
+    |   |-- Changed                 the item is no longer what the reader was shown
+    |   |-- NoRevision              a reading does not say what the reader was shown
+    |   |-- TooLate                 the minute in which a reading can be withdrawn is over
+    |   |-- NoDisagreement          there is nothing to adjudicate
+    |   |-- UnknownReading          the item has no such reading
+    |   |-- KeyReused               an idempotency key came with another request
+    |   |-- BadCursor               a page is asked for by what is no place in the list
+    |   |-- BadImport               a file of readings has lines that cannot be taken
+    |   |-- UnknownDelivery         no delivery has that number
+    |   |-- UnknownCommitment       no request for Storage Commitment has that number
+    |   |-- AccountError            an account cannot be made or changed so
+    |   `-- AuditBroken             the audit trail is not as it was written
+    |-- SignInError                 who asks is not known, or may not
+    |   |-- NotSignedIn             there is no valid session
+    |   |-- Forbidden               the account lacks the role
+    |   |-- SignInRefused           name, password or identity provider say no
+    |   |-- TooManyAttempts         too many refused sign-ins; try later
+    |   `-- ProviderFailed          the identity provider cannot be asked, or talks nonsense
+    |-- TooLarge                    a request brings more than is taken at once
+    |-- TooSlow                     a request does not come whole
     |-- DicomError                  a data set or an association is not what it should be
     |-- DeliveryError               a destination has not taken a result; refused, or could not
     |-- ServiceError                a part of the service cannot start or go on
@@ -56,6 +77,14 @@ class ModelError(TriageError):
     """A model version is missing, damaged, or made for other arrays than ours."""
 
 
+class BundleError(ModelError):
+    """A model version that came from elsewhere is not believed, or cannot be sent there."""
+
+
+class FleetError(ModelError):
+    """The fleet's repository cannot be reached, or what it says is not to be believed."""
+
+
 class SpoolError(TriageError):
     """An instance file cannot be kept or read."""
 
@@ -76,8 +105,95 @@ class NotReadable(WorklistError):
     """The item has no score, so there is no finding to confirm or reject."""
 
 
+class Changed(WorklistError):
+    """The item is no longer what the reader was shown."""
+
+
+class NoRevision(WorklistError):
+    """A reading does not say which revision of the item the reader was shown."""
+
+
+class TooLate(WorklistError):
+    """The minute in which a reading can be withdrawn is over, or it is another's."""
+
+
+class NoDisagreement(WorklistError):
+    """There is nothing to adjudicate."""
+
+
+class UnknownReading(WorklistError):
+    """The item has no reading of that number."""
+
+
+class KeyReused(WorklistError):
+    """An idempotency key came with another request than the first time."""
+
+
+class BadCursor(WorklistError):
+    """A page is asked for by what is no place in the list."""
+
+
+class BadImport(WorklistError):
+    """A file of readings has lines that cannot be taken; nothing of it was."""
+
+
 class UnknownDelivery(WorklistError):
     """No delivery has the number that was asked for."""
+
+
+class UnknownCommitment(WorklistError):
+    """No request for Storage Commitment has the number that was asked for."""
+
+
+class AccountError(WorklistError):
+    """An account cannot be made or changed as was asked."""
+
+
+class AuditBroken(WorklistError):
+    """The audit trail is not as it was written; the message names the first broken row."""
+
+
+class SignInError(TriageError):
+    """Who asks is not known, or may not."""
+
+
+class NotSignedIn(SignInError):
+    """There is no valid session."""
+
+
+class Forbidden(SignInError):
+    """The account lacks the role, or the request does not come from our own page."""
+
+
+class SignInRefused(SignInError):
+    """Name, password or identity provider say no; the message does not tell which."""
+
+
+class ProviderFailed(SignInError):
+    """The identity provider cannot be asked, or what it publishes cannot be used."""
+
+
+class TooManyAttempts(SignInError):
+    """Too many refused sign-ins.
+
+    Parameters
+    ----------
+    message : str
+    retry_seconds : int
+        After so long it may be tried again.
+    """
+
+    def __init__(self, message: str, retry_seconds: int) -> None:
+        super().__init__(message)
+        self.retry_seconds = retry_seconds
+
+
+class TooSlow(TriageError):
+    """A request does not come whole."""
+
+
+class TooLarge(TriageError):
+    """A request brings more than is taken at once."""
 
 
 class DicomError(TriageError):

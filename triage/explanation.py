@@ -1,19 +1,24 @@
-"""Where in a radiograph a score comes from: an occlusion map, and how it is painted.
+"""Where in a radiograph a score comes from: a heat map, and how it is painted.
 
-Occlusion sensitivity (Zeiler and Fergus, Visualizing and Understanding Convolutional
-Networks, ECCV 2014, section 4.2): one part of the array after another is covered, and the
-map holds how far the probability falls. It asks the scorer only for scores, so it explains
-any :class:`triage.scoring.Scorer`, whatever is behind it.
+A network that ends in a mean over places says by itself what each place adds to its logit:
+that is its class-activation map (Zhou et al., Learning Deep Features for Discriminative
+Localization, CVPR 2016), which comes out of the same forward pass as the probability. The
+heat is how far a place's log-odds are above the threshold's and above the picture's mean:
+what speaks for the finding, and more so than the rest.
 
-The cover is the smooth mean of what surrounds it, with soft edges. A black or grey square
-would be a sharp object that no training picture had, and the map would show how the network
-takes to squares.
+For other networks there is occlusion sensitivity (Zeiler and Fergus, Visualizing and
+Understanding Convolutional Networks, ECCV 2014, section 4.2): one part of the array after
+another is covered, and the heat is how far the probability falls. It asks the scorer only
+for scores. The cover is the smooth mean of what surrounds it, with soft edges. A black or
+grey square would be a sharp object that no training picture had, and the map would show how
+the network takes to squares.
 
 The map says what the score depends on. It does not outline disease, and it is no evidence
 that the score is right.
 """
 
 import functools
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -29,14 +34,27 @@ PASSES = STEPS * STEPS + 1
 """What one map costs: forward passes of the scorer, one of them on the uncovered array."""
 
 MAP_SIDE = 16
-"""Rows and columns of a map."""
+"""Rows and columns of an occlusion map."""
 
-HeatMap = npt.NDArray[np.float32]
-"""float32, shape (16, 16), 0.0 to 1.0: the fall of the probability where it is covered."""
 
-FAINT = 0.02
-"""A map is painted against its own greatest fall, but never against less than this one, so
-that a score that depends on no place in particular does not look as if it did."""
+@dataclass(frozen=True, slots=True, eq=False)
+class HeatMap:
+    """Heat by place.
+
+    Attributes
+    ----------
+    heat : ndarray of float32, shape (rows, columns), 0.0 or more
+    meaning : str
+        What a heat is, for the legend.
+    faint : float
+        A map is painted against its own greatest heat, but never against less than this, so
+        that a score that depends on no place in particular does not look as if it did.
+    """
+
+    heat: npt.NDArray[np.float32]
+    meaning: str
+    faint: float
+
 
 _HALF, _SOFT = 32.0, 16.0  # of a cover, in pixels: half its side, and its edge's softness
 _CELL = 8  # surroundings are averaged in cells of 8 x 8 pixels,
@@ -63,6 +81,24 @@ _RAMP = np.array(
 )
 
 
+def explain(scorer: Scorer, array: Array) -> HeatMap:
+    """The class-activation map, of a scorer that has one; else the occlusion map.
+
+    Parameters
+    ----------
+    scorer : Scorer
+    array : ndarray of float32, shape (256, 256), 0.0 to 1.0
+    """
+    score, evidence = scorer.explained(array)
+    if evidence is None:
+        return occlusion_map(scorer, array)
+    # A threshold of exactly 0 or 1 has no log-odds.
+    threshold = min(max(score.threshold, 1e-6), 1.0 - 1e-6)
+    least = max(np.log(threshold / (1.0 - threshold)), float(evidence.mean()))
+    heat = np.maximum(evidence - np.float32(least), 0.0)
+    return HeatMap(heat, "Log-odds above the picture's mean", 1.0)
+
+
 def occlusion_map(scorer: Scorer, array: Array) -> HeatMap:
     """How far the probability falls where an array is covered.
 
@@ -75,10 +111,11 @@ def occlusion_map(scorer: Scorer, array: Array) -> HeatMap:
 
     Returns
     -------
-    ndarray of float32, shape (16, 16), 0.0 to 1.0
-        The mean fall of the probability over the covers that touch a cell, weighted by how
-        much of the cell they cover: 0.2 where the score would be about 0.2 lower without
-        what is there. Covering may also raise the probability; that counts as 0. The sign
+    HeatMap
+        float32, shape (16, 16), 0.0 to 1.0. The mean fall of the probability over the covers
+        that touch a cell, weighted by how much of the cell they cover: 0.2 where the score
+        would be about 0.2 lower without what is there. Covering may also raise the
+        probability; that counts as 0. The sign
         is the same whether the score is flagged or not: high is what speaks for the
         finding.
     """
@@ -94,12 +131,13 @@ def occlusion_map(scorer: Scorer, array: Array) -> HeatMap:
             covers += cover
     cell = SIDE // MAP_SIDE
     fine = np.clip(falls / covers, 0.0, 1.0).reshape(MAP_SIDE, cell, MAP_SIDE, cell)
-    return np.asarray(fine.mean(axis=(1, 3)), np.float32)
+    heat = np.asarray(fine.mean(axis=(1, 3)), np.float32)
+    return HeatMap(heat, "Fall of the probability where covered", 0.02)
 
 
 def full_heat(heat_map: HeatMap) -> float:
-    """The fall of the probability that is painted in the hottest colour."""
-    return max(float(heat_map.max()), FAINT)
+    """The heat that is painted in the hottest colour."""
+    return max(float(heat_map.heat.max()), heat_map.faint)
 
 
 def paint(array: Array, heat_map: HeatMap, size: tuple[int, int]) -> Picture:
@@ -111,7 +149,7 @@ def paint(array: Array, heat_map: HeatMap, size: tuple[int, int]) -> Picture:
     Parameters
     ----------
     array : ndarray of float32, shape (256, 256), 0.0 to 1.0
-    heat_map : ndarray of float32, shape (16, 16), 0.0 to 1.0
+    heat_map : HeatMap
     size : tuple of two int
         Columns and rows of the painting.
 
@@ -120,17 +158,44 @@ def paint(array: Array, heat_map: HeatMap, size: tuple[int, int]) -> Picture:
     ndarray of uint8, shape (rows, columns, 3)
     """
     grey = np.asarray(Image.fromarray(array).resize(size, Image.Resampling.BICUBIC))
-    heat = np.asarray(
-        Image.fromarray(heat_map / np.float32(full_heat(heat_map))).resize(
-            size, Image.Resampling.BICUBIC
-        )
-    )
-    ramp = np.clip((heat - 0.15) / 0.5, 0.0, 1.0)
-    opacity = 0.55 * ramp * ramp * (3.0 - 2.0 * ramp)
+    heat, opacity = _laid(heat_map, size)
     plain = np.repeat(np.clip(grey, 0.0, 1.0)[..., None] * 255.0, 3, axis=2)
     painted = plain + opacity[..., None] * (colours(heat) - plain)
     painted[_outline(heat >= 0.5)] = _RAMP[-1]
     return np.asarray(np.rint(painted), np.uint8)
+
+
+def overlay(heat_map: HeatMap, size: tuple[int, int]) -> Picture:
+    """What :func:`paint` lays over a picture, to be laid over it elsewhere.
+
+    Parameters
+    ----------
+    heat_map : ndarray of float32, shape (16, 16), 0.0 to 1.0
+    size : tuple of two int
+        Columns and rows.
+
+    Returns
+    -------
+    ndarray of uint8, shape (rows, columns, 4)
+        Red, green, blue and opacity (0 lets the picture through, 255 hides it).
+    """
+    heat, opacity = _laid(heat_map, size)
+    painted = np.concatenate([colours(heat), 255.0 * opacity[..., None]], axis=2)
+    painted[_outline(heat >= 0.5)] = (*_RAMP[-1], 255.0)
+    return np.asarray(np.rint(painted), np.uint8)
+
+
+def _laid(
+    heat_map: HeatMap, size: tuple[int, int]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Heat against the greatest, about 0 to 1, and the opacity of its colour, 0 to 0.55."""
+    heat = np.asarray(
+        Image.fromarray(heat_map.heat / np.float32(full_heat(heat_map))).resize(
+            size, Image.Resampling.BICUBIC
+        )
+    )
+    ramp = np.clip((heat - 0.15) / 0.5, 0.0, 1.0)
+    return heat, np.asarray(0.55 * ramp * ramp * (3.0 - 2.0 * ramp))
 
 
 def colours(heat: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:

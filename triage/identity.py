@@ -27,7 +27,7 @@ class Instance:
     ----------
     sop_instance_uid, sop_class_uid, series_instance_uid, study_instance_uid : str
         Valid UIDs.
-    patient_id, accession_number : str
+    patient_id, patient_name, accession_number : str
         As sent; may be empty. Never logged.
     modality, body_part, view_position, patient_age, patient_sex : str
         As sent, upper case; may be empty.
@@ -47,6 +47,7 @@ class Instance:
     patient_age: str
     patient_sex: str
     ordered_priority: str
+    patient_name: str = ""
 
     @classmethod
     def of(cls, header: Dataset) -> "Instance":
@@ -63,6 +64,7 @@ class Instance:
             series_instance_uid=_uid(header, "SeriesInstanceUID"),
             study_instance_uid=_uid(header, "StudyInstanceUID"),
             patient_id=text(header, "PatientID"),
+            patient_name=_whole_text(header, "PatientName")[:256],
             accession_number=text(header, "AccessionNumber"),
             modality=_term(header, "Modality"),
             body_part=_term(header, "BodyPartExamined"),
@@ -71,6 +73,26 @@ class Instance:
             patient_sex=_term(header, "PatientSex"),
             ordered_priority=_ordered_priority(header),
         )
+
+
+HEADER_KEYWORDS = (
+    "SpecificCharacterSet",
+    "SOPInstanceUID",
+    "SOPClassUID",
+    "SeriesInstanceUID",
+    "StudyInstanceUID",
+    "PatientID",
+    "PatientName",
+    "AccessionNumber",
+    "Modality",
+    "BodyPartExamined",
+    "ViewPosition",
+    "PatientAge",
+    "PatientSex",
+    "RequestedProcedurePriority",
+    "RequestAttributesSequence",
+)
+"""What :meth:`Instance.of` looks at; a reader may leave the rest."""
 
 
 def value_of(header: Dataset, keyword: str) -> Any:

@@ -7,9 +7,10 @@ from types import ModuleType
 import numpy as np
 
 from triage.errors import ModelError
+from triage.markers import CORNER_MARKERS, MASKED, without_markers
 from triage.pixels import SIDE, Array, fingerprint
 from triage.registry import EXPORTED, ModelVersion
-from triage.scoring import Score
+from triage.scoring import Evidence, Score
 
 
 def openvino() -> ModuleType:
@@ -43,6 +44,7 @@ class Network:
                 f"this program makes {fingerprint()}: use a model trained with this program"
             )
         self._model = model
+        self._masks_markers = model.description.get(CORNER_MARKERS) == MASKED
         ov = openvino()
         try:
             core = ov.Core()
@@ -60,6 +62,8 @@ class Network:
                 f"model {model.version} cannot be compiled: {str(error).splitlines()[0]}"
             ) from error
         self._request = compiled.create_infer_request()
+        outputs = {len(output.partial_shape): output for output in compiled.outputs}
+        self._probability, self._evidence = outputs[2], outputs.get(4)
 
     @property
     def model_version(self) -> str:
@@ -67,13 +71,27 @@ class Network:
         return self._model.version
 
     def score(self, array: Array) -> Score:
-        """Score one array.
+        """Score one array; a version that was trained without corner markers sees none.
 
         Parameters
         ----------
         array : ndarray of float32, shape (256, 256), 0.0 to 1.0
         """
-        output = self._request.infer([array.reshape(1, SIDE, SIDE, 1)])[0]
+        score, _ = self.explained(array)
+        return score
+
+    def explained(self, array: Array) -> tuple[Score, Evidence | None]:
+        """Score one array; with the evidence by place, if the network gives it.
+
+        Parameters
+        ----------
+        array : ndarray of float32, shape (256, 256), 0.0 to 1.0
+        """
+        if self._masks_markers:
+            array = without_markers(array)
+        outputs = self._request.infer([array.reshape(1, SIDE, SIDE, 1)])
         # float32 rounding may leave a sigmoid a hair above 1.
-        probability = float(np.clip(output[0, 0], 0.0, 1.0))
-        return Score(probability, self._model.threshold, self._model.version)
+        probability = float(np.clip(outputs[self._probability][0, 0], 0.0, 1.0))
+        score = Score(probability, self._model.threshold, self._model.version)
+        evidence = self._evidence
+        return score, None if evidence is None else outputs[evidence][0, :, :, 0].copy()

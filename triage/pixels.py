@@ -1,4 +1,4 @@
-"""From stored pixel values to the array that a network is shown.
+"""From stored pixel values to the array that a network is shown, and to what readers see.
 
 The way (PS3.3 C.11.1 and C.11.2, PS3.4 N.2): stored values, modality LUT or rescale, VOI
 LUT or window, polarity, what is hidden, contrast stretch, resize. The steps that act on one
@@ -13,7 +13,9 @@ without which no array may be scored.
 
 import hashlib
 import json
+import struct
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -24,12 +26,13 @@ import numpy.typing as npt
 from PIL import Image
 from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
+from pydicom.encaps import get_frame
 from pydicom.multival import MultiValue
 from pydicom.pixels.utils import pixel_array
-from pydicom.uid import UID, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLosslessSV1
+from pydicom.uid import UID, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLosslessSV1, RLELossless
 
 from triage.errors import PixelsError
-from triage.identity import value_of
+from triage.identity import numbers, value_of
 from triage.shutters import Mask, declared, margins
 
 SIDE = 256
@@ -37,6 +40,12 @@ SIDE = 256
 
 TAIL = 0.005
 """The share of pixels that the contrast stretch lets saturate at either end."""
+
+RLE_GROWTH = 64
+"""An RLE stream becomes at most so many times its length: two bytes become 128."""
+
+RLE_UNCOUNTED = 1_000_000_000
+"""A stream that cannot become more bytes is decoded without counting them before."""
 
 JPEG_PROGRESSIVE = UID("1.2.840.10008.1.2.4.55")
 """JPEG Full Progression, Non-Hierarchical (Processes 10 and 12); retired."""
@@ -57,6 +66,9 @@ RECIPE: Mapping[str, object] = MappingProxyType(
     }
 )
 """What decides a normalized array. Change the code's effect and you change ``revision``."""
+
+# SOF0 to SOF15 without DHT, JPG and DAC, and JPEG-LS's SOF55.
+_FRAME_HEADERS = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC})
 
 Array = npt.NDArray[np.float32]
 """float32, shape (256, 256), 0.0 (black) to 1.0 (white)."""
@@ -121,6 +133,84 @@ def normalize(dataset: Dataset) -> Normalized:
     return Normalized(array, tuple(dict.fromkeys(notes)))
 
 
+@dataclass(frozen=True, slots=True)
+class Viewing:
+    """A picture as a reader is shown it: every grey that was stored, not yet windowed.
+
+    Attributes
+    ----------
+    values : ndarray of uint8 or uint16, shape (rows, columns)
+        Higher is brighter, whatever the Photometric Interpretation. Padding and what a
+        display shutter hides are 0.
+    black, white : float
+        The default window in units of ``values``: at and below the one a pixel is shown
+        black, at and above the other white; ``black < white``. The console's first window
+        where the header has one.
+    offset, scale : float
+        A value is ``offset + scale * value`` in units of the modality, in which windows are
+        told to people. Through a VOI LUT or a sigmoid, those of its output.
+    aspect : float
+        The height of a pixel over its width; 1 for nearly all.
+    """
+
+    values: npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+    black: float
+    white: float
+    offset: float
+    scale: float
+    aspect: float = 1.0
+
+
+def viewing(dataset: Dataset) -> Viewing:
+    """Make the picture that a reader is shown, at full size and full depth.
+
+    A linear window is left to the viewer, so that another one may be chosen. A VOI LUT and
+    a sigmoid (PS3.3 C.11.2.1.1, C.11.2.1.3.1) are looked up here: they are what the console
+    means the picture to look like, and the viewer's window works on what they give.
+
+    Parameters
+    ----------
+    dataset : pydicom.Dataset
+        As for :func:`normalize`.
+
+    Raises
+    ------
+    PixelsError
+        As :func:`normalize`; a picture of one grey is shown, and is not ``PICTURE_BLANK``.
+    """
+    unused: list[str] = []
+    stored = _decode(dataset)
+    places = stored.values.astype(np.int32) - stored.low if stored.low else stored.values
+    steps = np.arange(stored.low, stored.high + 1, dtype=np.float64)
+    modality = _modality(dataset, steps, unused)
+    window = _window(dataset)
+    table = _voi(dataset, modality, unused) if window is None else modality
+    curved = table is not modality
+    least, most = float(table.min()), float(table.max())
+    even = bool(np.allclose(np.diff(table, 2), 0.0, atol=1e-6 * max(most - least, 1e-9)))
+    top = len(table) - 1 if even else 65_535
+    scale = (most - least) / top or 1.0
+    shades = np.rint((table - least) / scale)
+    offset = least
+    if _inverted(dataset, unused):
+        shades, offset, scale = top - shades, most, -scale
+    visible = declared(dataset, places.shape, unused, devices=("Shutter",))
+    blank = _blank(stored, _padding(dataset, stored))
+    if window is not None:
+        black, white = sorted((end - offset) / scale for end in window)
+    elif curved:
+        black, white = 0.0, float(top)
+    else:
+        seen = places.ravel() if visible is None else places[visible]
+        black, white = _tails(shades, np.where(blank, 0, np.bincount(seen, minlength=len(table))))
+    shades[blank] = 0.0
+    levels = shades.astype(np.uint8) if top <= 255 else shades.astype(np.uint16)
+    values: npt.NDArray[np.uint8] | npt.NDArray[np.uint16] = levels[places]
+    if visible is not None:
+        values[~visible] = 0
+    return Viewing(values, black, max(white, black + 1.0), offset, scale, _aspect(dataset))
+
+
 def normalize_file(path: Path) -> Array:
     """Make the array of a picture file (JPEG, PNG), as training sets have them.
 
@@ -158,7 +248,7 @@ def _decode(dataset: Dataset) -> _Stored:
             f"{rows:.0f} x {columns:.0f} pixels; at most {MAX_PIXELS} pixels are decoded",
         )
     try:
-        values = _pixels(dataset)
+        values = decoded(dataset)
     # A boundary: decoders written in C and C++ raise what they like on broken input.
     except Exception as error:
         raise PixelsError(
@@ -183,20 +273,84 @@ def _decode(dataset: Dataset) -> _Stored:
     return _Stored(np.clip(values, low, high), low, high)
 
 
-def _pixels(dataset: Dataset) -> npt.NDArray[np.integer]:
+def decoded(dataset: Dataset) -> npt.NDArray[np.integer]:
     """Decode; color as RGB.
 
     pydicom decodes neither the retired progressive JPEG, which img2dcm and old gateways
     still write, nor lossy JPEG of 12 bits. A JPEG stream says itself how it is coded, so
     that a decoder reads it under the name of a syntax that pydicom gives it.
     """
+    _require_modest_stream(dataset)
     syntax, deep = dataset.file_meta.TransferSyntaxUID, dataset.BitsStored > 8
+    if syntax in {JPEGBaseline8Bit, JPEGExtended12Bit} and not deep:
+        # GDCM gives the same values, and ends the process on some damaged streams.
+        return pixel_array(dataset, decoding_plugin="pillow")
     if not (syntax == JPEG_PROGRESSIVE or (syntax == JPEGExtended12Bit and deep)):
         return pixel_array(dataset)
     renamed = Dataset(dataset)
     renamed.file_meta = FileMetaDataset()
     renamed.file_meta.TransferSyntaxUID = JPEGLosslessSV1 if deep else JPEGBaseline8Bit
     return pixel_array(renamed, decoding_plugin="gdcm" if deep else "pillow")
+
+
+def _require_modest_stream(dataset: Dataset) -> None:
+    """Refuse a stream that would become more than the header says.
+
+    Decoders in C and C++ believe the stream: one of 100 bytes can take gigabytes, or end the
+    process where there are none.
+    """
+    if not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+        return
+    samples = dataset.Rows * dataset.Columns * dataset.SamplesPerPixel
+    stream = get_frame(dataset.PixelData, 0, number_of_frames=1)
+    if dataset.file_meta.TransferSyntaxUID != RLELossless:
+        announced, limit = stream_samples(stream), samples
+    elif RLE_GROWTH * len(stream) > RLE_UNCOUNTED:
+        announced, limit = rle_bytes(stream), samples * dataset.BitsAllocated // 8 + 16
+    else:
+        return
+    if announced > limit:
+        raise ValueError(f"the stream becomes {announced} values, the header announces {limit}")
+
+
+def stream_samples(stream: bytes) -> int:
+    """How many samples a JPEG, JPEG-LS or JPEG 2000 stream announces; 0 if it does not.
+
+    From the frame header (ITU-T T.81 B.2.2, T.87 C.2.2) or SIZ (ITU-T T.800 A.5.1).
+    """
+    start = stream.find(b"\xff\x4f\xff\x51")
+    if start >= 0 and len(stream) >= start + 42:
+        right, lower, left, upper = map(int, struct.unpack_from(">4I", stream, start + 8))
+        components = int.from_bytes(stream[start + 40 : start + 42])
+        return max(right - left, 0) * max(lower - upper, 0) * components
+    at, most = stream.find(b"\xff\xd8") + 2, 0
+    while 2 <= at <= len(stream) - 10 and stream[at] == 0xFF:
+        marker = stream[at + 1]
+        if marker == 0xFF:  # a fill byte
+            at += 1
+            continue
+        if marker in _FRAME_HEADERS:
+            rows, columns, components = struct.unpack_from(">HHB", stream, at + 5)
+            most = max(most, rows * columns * components)
+        if marker == 0xDA:  # what follows is the picture
+            break
+        at += 2 + struct.unpack_from(">H", stream, at + 2)[0]
+    return most
+
+
+def rle_bytes(stream: bytes) -> int:
+    """How many bytes an RLE stream becomes (PS3.5 G.3)."""
+    count, *offsets = struct.unpack_from("<16L", stream)
+    ends = [*offsets[1:count], len(stream)]
+    total = 0
+    for start, end in zip(offsets[:count], ends, strict=False):
+        at = start
+        while at < min(end, len(stream)) - 1:
+            control = stream[at]
+            length = control + 1 if control < 128 else 257 - control
+            total += length if control != 128 else 0
+            at += 1 + (length if control < 128 else control != 128)
+    return total
 
 
 def _display_table(dataset: Dataset, stored: _Stored, notes: list[str]) -> npt.NDArray[np.float64]:
@@ -243,6 +397,29 @@ def _voi(
         return np.where(values > center - 0.5, 1.0, 0.0)
     notes.append("VOI_INVALID")
     return values
+
+
+def _aspect(dataset: Dataset) -> float:
+    """Of a pixel, vertical over horizontal (PS3.3 C.7.6.3.1.7, 10.7.1.3)."""
+    for keyword in ("PixelSpacing", "ImagerPixelSpacing", "PixelAspectRatio"):
+        with suppress(ValueError):
+            down, across = numbers(dataset, keyword, count=2)
+            if down > 0 and across > 0 and 0.1 < down / across < 10:
+                return down / across
+    return 1.0
+
+
+def _window(dataset: Dataset) -> tuple[float, float] | None:
+    """The ends of the linear window that :func:`_voi` would use, in units of the modality."""
+    center, width = _number(dataset, "WindowCenter"), _number(dataset, "WindowWidth")
+    if value_of(dataset, "VOILUTSequence") or center is None or width is None:
+        return None
+    function = str(value_of(dataset, "VOILUTFunction") or "LINEAR").upper()
+    if function == "LINEAR_EXACT" and width > 0:
+        return center - width / 2, center + width / 2
+    if function == "LINEAR" and width >= 1:
+        return center - 0.5 - (width - 1) / 2, center - 0.5 + (width - 1) / 2
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,6 +489,14 @@ def _padding(dataset: Dataset, stored: _Stored) -> tuple[int, int] | None:
     return min(ends), max(ends)
 
 
+def _blank(stored: _Stored, padding: tuple[int, int] | None) -> npt.NDArray[np.bool_]:
+    """For each possible stored value whether it is padding."""
+    blank = np.zeros(stored.high - stored.low + 1, np.bool_)
+    if padding is not None:
+        blank[max(padding[0] - stored.low, 0) : max(padding[1] - stored.low + 1, 0)] = True
+    return blank
+
+
 def _as_stored(value: int, stored: _Stored) -> int:
     """A padding value as its pixels come out of the decoder."""
     if stored.low < 0 <= stored.high < value:
@@ -330,9 +515,7 @@ def _finish(
     """Hide what shows no patient, stretch the contrast, look the picture up, resize it."""
     # Where each pixel's value stands in the table; signed 16 bits would overflow.
     places = stored.values.astype(np.int32) - stored.low if stored.low else stored.values
-    blank = np.zeros(len(table), np.bool_)
-    if padding is not None:
-        blank[max(padding[0] - stored.low, 0) : max(padding[1] - stored.low + 1, 0)] = True
+    blank = _blank(stored, padding)
     picture = _shown(places, table, blank, visible)
     box = margins(picture)
     if picture[box].size < picture.size:

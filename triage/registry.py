@@ -1,9 +1,14 @@
-"""Immutable model versions and the alias that says which one scores.
+"""Immutable model versions, the aliases that say which one scores, and their history.
 
 A registry is a folder. Each version is a subfolder that is written once and never
 changed: ``model.json`` (its description, with the SHA-256 of every other file), the
 exported network and the Keras weights. ``aliases.json`` beside them maps ``champion`` to a
 version; it is replaced atomically, so a reader sees the old champion or the new one.
+
+Every move of an alias is a line in ``history.jsonl`` (:mod:`triage.ledger`). The line is
+written first and is the move; ``aliases.json`` is what it comes to, for readers in a hurry.
+A crash between the two is made good by the next writer. ``decisions`` holds what the gate
+said of each version.
 """
 
 import hashlib
@@ -11,7 +16,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +24,7 @@ from typing import Any
 from triage.admission import Population
 from triage.durable import make_folder, sync
 from triage.errors import ModelError
+from triage.ledger import Entry, Ledger, Pen
 
 FORMAT = 1
 """The version of ``model.json`` that this program writes and reads."""
@@ -26,7 +32,46 @@ FORMAT = 1
 DESCRIPTION = "model.json"
 EXPORTED = "model.xml"
 ALIASES = "aliases.json"
+HISTORY = "history.jsonl"
+DECISIONS = "decisions"
+
 CHAMPION = "champion"
+CHALLENGER = "challenger"
+SHADOW = "shadow"
+PREVIOUS = "previous"
+"""The champion before this one, which a rollback returns to."""
+
+PROVEN = "PROVEN"
+"""The outcome of the gate that an approval needs (``training.gate.Outcome``)."""
+
+SERVICE = "service"
+"""Who moved an alias where no person did."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredDecision:
+    """What the gate said of a version.
+
+    Attributes
+    ----------
+    version, champion : str
+        The challenger, and whom it was compared with.
+    outcome : str
+        ``PROVEN`` and others.
+    at : str
+        When it was stored, ISO 8601.
+    path : Path
+        The JSON; the report beside it ends in ``.html``.
+    content : mapping
+        The whole JSON.
+    """
+
+    version: str
+    champion: str
+    outcome: str
+    at: str
+    path: Path
+    content: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,17 +244,313 @@ class Registry:
         """
         return ModelVersion.load(self.folder / name)
 
-    def name(self, alias: str, version: str) -> None:
+    def history(self) -> list[Entry]:
+        """Every move of an alias and every decision, oldest first.
+
+        Raises
+        ------
+        ModelError
+            A line was changed, or the last ones are missing: the aliases are not what they
+            come to.
+        """
+        entries = Ledger(self.folder / HISTORY).entries()
+        state = _state(entries)
+        if state is not None and state != self.aliases():
+            raise ModelError(
+                f"{self.folder / ALIASES} is not what {self.folder / HISTORY} comes to: one of "
+                "them was changed by hand, or a command was broken off; starting `triage serve` "
+                "follows the history"
+            )
+        return entries
+
+    def name(self, alias: str, version: str, *, who: str = SERVICE, why: str = "") -> None:
         """Let an alias point at a version, atomically and durably."""
         ModelVersion.load(self.folder / version)
-        content = json.dumps({**self.aliases(), alias: version}, indent=2) + "\n"
-        descriptor, temporary = tempfile.mkstemp(dir=self.folder, prefix=".aliases-")
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(self.folder / ALIASES)
-        sync(self.folder)
+        self._move("NAMED", who, why, lambda before: {**before, alias: version}, version)
+
+    def decided(self, content: bytes, report: bytes, who: str) -> StoredDecision:
+        """Store what the gate said of a version.
+
+        Parameters
+        ----------
+        content : bytes
+            JSON with at least ``challenger``, ``champion`` and ``outcome``.
+        report : bytes
+            The same as HTML.
+        who : str
+
+        Raises
+        ------
+        ModelError
+            It is no decision, or about a version that is not here.
+        """
+        try:
+            told = json.loads(content)
+            version, champion = str(told["challenger"]), str(told["champion"])
+            outcome = str(told["outcome"])
+        except (ValueError, LookupError, TypeError) as error:
+            raise ModelError(
+                "that is not a decision of the gate: make one with `python -m training gate`"
+            ) from error
+        self.version(version)
+        folder = self.folder / DECISIONS / version
+        with Ledger(self.folder / HISTORY).writing() as pen:
+            make_folder(folder)
+            number = len(list(folder.glob("*.json"))) + 1
+            path = folder / f"{number:04}.json"
+            for file, data in ((path, content), (path.with_suffix(".html"), report)):
+                _replace(file, data)
+            pen.append(
+                who,
+                "DECIDED",
+                {
+                    "version": version,
+                    "champion": champion,
+                    "outcome": outcome,
+                    "decision": path.name,
+                    "sha256": hashlib.sha256(content).hexdigest(),
+                },
+            )
+        return self.decisions(version)[-1]
+
+    def decisions(self, version: str) -> list[StoredDecision]:
+        """What the gate said of a version, oldest first.
+
+        Raises
+        ------
+        ModelError
+            A decision is not the one that was stored.
+        """
+        found = []
+        for entry in Ledger(self.folder / HISTORY).entries():
+            if entry.action != "DECIDED" or entry.detail["version"] != version:
+                continue
+            path = self.folder / DECISIONS / version / str(entry.detail["decision"])
+            try:
+                content = path.read_bytes()
+            except OSError as error:
+                raise ModelError(
+                    f"decision {path} cannot be read ({error.strerror}): restore it, or decide "
+                    "again with `python -m training gate`"
+                ) from error
+            if hashlib.sha256(content).hexdigest() != entry.detail["sha256"]:
+                raise ModelError(
+                    f"decision {path} is not the one that was stored (SHA-256 differs): decide "
+                    "again with `python -m training gate`"
+                )
+            found.append(
+                StoredDecision(
+                    version,
+                    str(entry.detail["champion"]),
+                    str(entry.detail["outcome"]),
+                    entry.at,
+                    path,
+                    json.loads(content),
+                )
+            )
+        return found
+
+    def approve(self, version: str, *, who: str, why: str, force: bool = False) -> None:
+        """Let a version become champion, on the ground of a proof against the present one.
+
+        Raises
+        ------
+        ModelError
+            It is not proven and not forced, or forced without a reason.
+        """
+        self.version(version)
+        champion = self.champion().version
+        if version == champion:
+            raise ModelError(f"{version} is the champion already")
+        if force and not why.strip():
+            raise ModelError("an approval without a proof needs a reason: say it with --why")
+        against = [d for d in self.decisions(version) if d.champion == champion]
+        last = against[-1] if against else None
+        if not force and last is None:
+            raise ModelError(
+                f"the gate has not compared {version} with the champion {champion}: run `python -m "
+                "training gate`"
+            )
+        if not force and last is not None and last.outcome != PROVEN:
+            raise ModelError(
+                f"the gate says of {version}: {last.outcome}, and it stays a challenger; "
+                f"{last.path.with_suffix('.html')} says why"
+            )
+        with Ledger(self.folder / HISTORY).writing() as pen:
+            pen.append(
+                who,
+                "APPROVED",
+                {
+                    "version": version,
+                    "champion": champion,
+                    "decision": last.path.name if last else None,
+                    "outcome": last.outcome if last else None,
+                    "forced": force,
+                    "why": why,
+                },
+            )
+
+    def approved(self, version: str) -> bool:
+        """Whether a version may be promoted.
+
+        An approval ends with the champion that it was given against, and with a later decision
+        that does not prove the version.
+        """
+        champion = self.aliases().get(CHAMPION)
+        for entry in reversed(Ledger(self.folder / HISTORY).entries()):
+            if entry.action in _MOVES and entry.detail["aliases"].get(CHAMPION) != champion:
+                return False
+            if entry.action in {"PROMOTED", "ROLLED_BACK"}:
+                return False
+            if entry.detail.get("version") != version:
+                continue
+            if entry.action == "DECIDED" and entry.detail["outcome"] != PROVEN:
+                return False
+            if entry.action == "APPROVED":
+                return bool(entry.detail["champion"] == champion)
+        return False
+
+    def promote(self, version: str, *, who: str, why: str = "") -> None:
+        """Make an approved version the champion; the one before becomes ``previous``.
+
+        Raises
+        ------
+        ModelError
+            It is not approved, or damaged.
+        """
+        self.version(version)
+        champion = self.aliases().get(CHAMPION)
+        if version != champion and not self.approved(version):
+            raise ModelError(
+                f"{version} is not approved to follow the present champion: `triage models "
+                f"approve {version}`"
+            )
+
+        def after(before: dict[str, str]) -> dict[str, str]:
+            if before.get(CHAMPION) == version:
+                return before
+            if before.get(CHAMPION) != champion:
+                raise ModelError(_OVERTAKEN)
+            kept = {a: v for a, v in before.items() if not (a in _CANDIDATES and v == version)}
+            return {**kept, CHAMPION: version, PREVIOUS: before[CHAMPION]}
+
+        self._move("PROMOTED", who, why, after, version)
+
+    def rollback(self, *, who: str, why: str = "") -> str:
+        """Return to the champion before this one; the version that scores from now on.
+
+        Its files are untouched since, and with them its threshold.
+
+        Raises
+        ------
+        ModelError
+            There is none before, or it is damaged.
+        """
+        earlier = self.aliases().get(PREVIOUS)
+        if earlier is None:
+            raise ModelError("there is no champion before this one to return to")
+        self.version(earlier)
+
+        def after(before: dict[str, str]) -> dict[str, str]:
+            champion = before.get(PREVIOUS)
+            if champion != earlier:
+                raise ModelError(_OVERTAKEN)
+            kept = {a: v for a, v in before.items() if a != PREVIOUS}
+            entries = Ledger(self.folder / HISTORY).entries()
+            still = _champions(entries)[:-2]
+            return {**kept, CHAMPION: champion, **({PREVIOUS: still[-1]} if still else {})}
+
+        self._move("ROLLED_BACK", who, why, after, earlier)
+        return earlier
+
+    def settle(self) -> None:
+        """Finish a move that a crash broke off: write the aliases that the history comes to."""
+        if (self.folder / HISTORY).exists():
+            with Ledger(self.folder / HISTORY).writing() as pen:
+                if _state(pen.entries) is not None and self._unsettled(pen):
+                    self._write_aliases(_state(pen.entries) or {})
+
+    def _unsettled(self, pen: Pen) -> bool:
+        try:
+            return self.aliases() != _state(pen.entries)
+        except ModelError:
+            return True
+
+    def note(self, who: str, action: str, detail: Mapping[str, Any]) -> None:
+        """Write a line of another kind into the history, such as an import's."""
+        with Ledger(self.folder / HISTORY).writing() as pen:
+            pen.append(who, action, detail)
+
+    def _move(
+        self,
+        action: str,
+        who: str,
+        why: str,
+        after: Callable[[dict[str, str]], dict[str, str]],
+        version: str,
+    ) -> None:
+        with Ledger(self.folder / HISTORY).writing() as pen:
+            before = self._settled(pen)
+            aliases = after(dict(before))
+            if aliases != before or not pen.entries:
+                pen.append(
+                    who,
+                    action,
+                    {"version": version, "why": why, "from": before, "aliases": aliases},
+                )
+            self._write_aliases(aliases)
+
+    def _settled(self, pen: Pen) -> dict[str, str]:
+        """The aliases as the history has them; without one, as they are found."""
+        if _state(pen.entries) is None:
+            found = self.aliases()
+            if found:
+                pen.append(
+                    SERVICE, "FOUND", {"version": "", "why": "", "from": {}, "aliases": found}
+                )
+            return found
+        return _state(pen.entries) or {}
+
+    def _write_aliases(self, aliases: Mapping[str, str]) -> None:
+        _replace(self.folder / ALIASES, (json.dumps(aliases, indent=2) + "\n").encode("utf-8"))
+
+
+_MOVES = {"FOUND", "NAMED", "PROMOTED", "ROLLED_BACK"}
+_CANDIDATES = {CHALLENGER, SHADOW}
+_OVERTAKEN = "another command moved the champion just now: look, and try again"
+
+
+def _state(entries: Sequence[Entry]) -> dict[str, str] | None:
+    """The aliases that a history comes to; None if it moves none."""
+    for entry in reversed(entries):
+        if entry.action in _MOVES:
+            return dict(entry.detail["aliases"])
+    return None
+
+
+def _champions(entries: Sequence[Entry]) -> list[str]:
+    """The champions that rollbacks would return to in turn, the present one last."""
+    stack: list[str] = []
+    for entry in entries:
+        if entry.action not in _MOVES:
+            continue
+        champion = entry.detail["aliases"].get(CHAMPION)
+        if entry.action == "ROLLED_BACK":
+            stack.pop()
+        elif champion and stack[-1:] != [champion]:
+            stack.append(champion)
+    return stack
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all, and durably."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-")
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    Path(temporary).replace(path)
+    sync(path.parent)
 
 
 def _same(folder: Path, model: ModelVersion) -> ModelVersion:

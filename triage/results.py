@@ -251,8 +251,8 @@ def secondary_capture(
         The scored radiograph; its pixels are not needed.
     array : ndarray of float32, shape (256, 256), 0.0 to 1.0
         What was scored.
-    heat_map : ndarray of float32, shape (16, 16), 0.0 to 1.0
-        Of :func:`triage.explanation.occlusion_map`.
+    heat_map : HeatMap
+        Of :func:`triage.explanation.explain`.
     finding : Finding
 
     Returns
@@ -276,8 +276,8 @@ def secondary_capture(
     capture.RecognizableVisualFeatures = "NO"
     capture.ImageComments = f"{DISCLAIMER}. {finding.words}."
     capture.DerivationDescription = (
-        "Normalized radiograph with the occlusion sensitivity of the score painted over it, "
-        f"by {NAME} {__version__} with model version {finding.score.model_version}"
+        f"Normalized radiograph with a heat map of the score ({heat_map.meaning}) painted over "
+        f"it, by {NAME} {__version__} with model version {finding.score.model_version}"
     )[:1024]
     reference = _sop_reference(radiograph)
     reference.PurposeOfReferenceCodeSequence = [
@@ -583,7 +583,7 @@ def draw(
     Parameters
     ----------
     array : ndarray of float32, shape (256, 256), 0.0 to 1.0
-    heat_map : ndarray of float32, shape (16, 16), 0.0 to 1.0
+    heat_map : HeatMap
     finding : Finding
     aspect : float
         Width by height of the radiograph; the array has lost it.
@@ -636,7 +636,7 @@ def _draw_legend(
 ) -> None:
     """What the colours mean, and whose score it is."""
     left, right = 32, 340
-    pen.text((left, top + 24), "Fall of the probability where covered", _INK, _font(16), "lm")
+    pen.text((left, top + 24), heat_map.meaning, _INK, _font(16), "lm")
     ramp = colours(np.linspace(0.0, 1.0, right - left))[None].repeat(14, axis=0)
     page.paste(Image.fromarray(np.rint(ramp).astype(np.uint8)), (left, top + 42))
     full = full_heat(heat_map)

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Literal, Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from triage.pixels import Array
 
 
@@ -78,6 +81,10 @@ class Score:
         return self.probability >= self.threshold
 
 
+Evidence = npt.NDArray[np.float32]
+"""float32, shape (rows, columns): log-odds by place, whose mean is the score's."""
+
+
 class Scorer(Protocol):
     """Something that scores normalized arrays."""
 
@@ -88,4 +95,8 @@ class Scorer(Protocol):
 
     def score(self, array: Array) -> Score:
         """Score one array made under the version's pixel fingerprint."""
+        ...
+
+    def explained(self, array: Array) -> tuple[Score, Evidence | None]:
+        """Score one array; with the evidence by place, if the version's network gives it."""
         ...

@@ -1,24 +1,34 @@
-"""The storage and verification SCP: what a console talks to.
+"""The SCP that a console talks to: verification, storage, and requests for commitment.
 
 Success is answered only after the instance file and its worklist row would survive
 losing power. Every refusal has a status from PS3.4 table B.2-1, a comment for the console
 and a line in the log that tells an administrator which side to fix.
 """
 
-import socket
+import ssl
+import sys
+import threading
+import zlib
+from dataclasses import dataclass
 from io import BytesIO
 from typing import Any, cast
 
 import structlog
-from pydicom import Dataset, dcmread
+from pydicom import Dataset
+from pydicom.filereader import read_dataset
+from pydicom.tag import Tag
 from pydicom.uid import (
+    HTJ2K,
     JPEG2000,
+    UID,
     ComputedRadiographyImageStorage,
     DeflatedExplicitVRLittleEndian,
     DigitalXRayImageStorageForPresentation,
     DigitalXRayImageStorageForProcessing,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
+    HTJ2KLossless,
+    HTJ2KLosslessRPCL,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGBaseline8Bit,
@@ -31,18 +41,34 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 from pynetdicom import AE, evt
+from pynetdicom.dsutils import encode_file_meta
 from pynetdicom.events import Event
-from pynetdicom.sop_class import Verification
+from pynetdicom.sop_class import StorageCommitmentPushModel, Verification
 
+from triage.commitment import Refused, requested
 from triage.errors import DicomError, ServiceError, SpoolError, WorklistError
-from triage.identity import Instance
+from triage.identity import HEADER_KEYWORDS, Instance
+from triage.peers import Peer, admits, is_loopback
 from triage.pixels import JPEG_PROGRESSIVE
 from triage.spool import Spool, digest_of
+from triage.transport import (
+    MAXIMUM_PDU,
+    OPENING_SECONDS,
+    Account,
+    Limits,
+    Listener,
+    cut_short,
+    peer,
+    printable,
+)
 from triage.worklist import Arrival, Worklist
 
 SUCCESS = 0x0000
 PROCESSING_FAILURE = 0x0110
 """PS3.7 C.5.10; here: another data set already has this SOP Instance UID."""
+NOT_AUTHORIZED = 0x0124
+RESOURCE_LIMITATION = 0x0213
+"""Of an N-ACTION (PS3.7 C.4.2)."""
 OUT_OF_RESOURCES = 0xA700
 DATA_SET_MISMATCH = 0xA900
 CANNOT_UNDERSTAND = 0xC000
@@ -68,15 +94,34 @@ TRANSFER_SYNTAXES = (
     JPEGLSNearLossless,
     JPEG2000Lossless,
     JPEG2000,
+    HTJ2KLossless,
+    HTJ2KLosslessRPCL,
+    HTJ2K,
     RLELossless,
     JPEG_PROGRESSIVE,
 )
 
-MAXIMUM_PDU = 131_072
-"""Bytes; the default of 16 KB costs 10 MB images about 40% of their rate."""
+UNCOMPRESSED = TRANSFER_SYNTAXES[:4]
 
-BACKLOG = 128
-"""Connections that may wait to be accepted."""
+HEADER_BYTES = 4_000_000
+"""The UIDs of a data set stand within so many bytes, and no more are looked at."""
+MOST_ITEMS = 20_000
+"""Sequence items in a header; each costs a hundred times its bytes to read."""
+LITTLE_ITEM, BIG_ITEM = b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00"
+"""Item (FFFE,E000)."""
+INFLATED_AT_ONCE = 65_536
+
+_PARSING = threading.Lock()
+"""One header at a time: in parallel they are no faster, and a hostile one takes memory."""
+
+FIRST_PIXEL_TAG = 0x7FE0_0008
+"""Float Pixel Data; Pixel Data (7FE0,0010) follows."""
+
+CALLED_NOT_RECOGNIZED = (0x01, 0x01, 0x07)
+"""Rejected permanent, by the service user (PS3.8 table 9-21)."""
+CALLING_NOT_RECOGNIZED = (0x01, 0x01, 0x03)
+LIMIT_EXCEEDED = (0x02, 0x03, 0x02)
+"""Rejected transient, by the provider's presentation part."""
 
 
 class _Refusal(Exception):
@@ -97,6 +142,33 @@ class _Refusal(Exception):
         self.status, self.comment, self.advice = status, comment, advice
 
 
+@dataclass(frozen=True, slots=True)
+class Door:
+    """Where a receiver listens, and who may come in.
+
+    Attributes
+    ----------
+    address : tuple of str and int, or None
+        Host and port without TLS; port 0 takes any free one. None: only with TLS.
+    peers : tuple of Peer
+        Who may associate; empty for this machine only.
+    tls_address : tuple of str and int, or None
+    tls : ssl.SSLContext or None
+        For ``tls_address``.
+    requesters : frozenset of str
+        AE titles that may ask for Storage Commitment.
+    syntaxes : tuple of UID
+        Transfer syntaxes that are offered for storage, in our order of preference.
+    """
+
+    address: tuple[str, int] | None
+    peers: tuple[Peer, ...] = ()
+    tls_address: tuple[str, int] | None = None
+    tls: ssl.SSLContext | None = None
+    requesters: frozenset[str] = frozenset()
+    syntaxes: tuple[UID, ...] = TRANSFER_SYNTAXES
+
+
 class Receiver:
     """The SCP, listening in threads of its own between :meth:`start` and :meth:`stop`.
 
@@ -104,116 +176,200 @@ class Receiver:
     ----------
     ae_title : str
         Ours; an association that calls another is rejected.
-    address : tuple of str and int
-        Host and port; port 0 takes any free one.
+    door : Door, or tuple of str and int
+        An address alone is a door to this machine.
     max_associations : int
     idle_seconds : float
         An association that sends nothing for so long is aborted.
     spool : Spool
     worklist : Worklist
+    object_bytes : int
+        A larger data set is refused.
+    arriving_bytes : int
+        Of all data sets that are not answered yet, together.
     """
 
     def __init__(
         self,
         ae_title: str,
-        address: tuple[str, int],
+        door: Door | tuple[str, int],
         max_associations: int,
         idle_seconds: float,
         spool: Spool,
         worklist: Worklist,
+        object_bytes: int = 512_000_000,
+        arriving_bytes: int = 1_024_000_000,
     ) -> None:
-        self._address, self._idle_seconds = address, idle_seconds
+        self._door = door if isinstance(door, Door) else Door(door)
+        self._limits = Limits(max_associations, idle_seconds, object_bytes, arriving_bytes)
         self._spool, self._worklist = spool, worklist
         self._log = structlog.get_logger("scp")
-        self._server: Any = None
+        self._account = Account()
+        self._admitted: set[Any] = set()
+        self._admitting = threading.Lock()
+        self._listeners: list[Listener] = []
+        self._stopping = False
         ae = AE(ae_title)
-        ae.require_called_aet = True
         ae.maximum_pdu_size = MAXIMUM_PDU
-        ae.maximum_associations = max_associations
-        ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = idle_seconds
-        ae.add_supported_context(Verification)
+        ae.dimse_timeout = ae.network_timeout = idle_seconds
+        ae.acse_timeout = min(idle_seconds, OPENING_SECONDS)
+        ae.maximum_associations = sys.maxsize  # ours is counted in _objection
+        ae.add_supported_context(Verification, list(UNCOMPRESSED))
         for sop_class in STORAGE_CLASSES:
-            ae.add_supported_context(sop_class, list(TRANSFER_SYNTAXES))
+            ae.add_supported_context(sop_class, list(self._door.syntaxes))
+        ae.add_supported_context(
+            StorageCommitmentPushModel, [ExplicitVRLittleEndian, ImplicitVRLittleEndian]
+        )
         self._ae = ae
 
+    @property
+    def contexts(self) -> dict[UID, tuple[UID, ...]]:
+        """The presentation contexts: transfer syntaxes by SOP class, in our order."""
+        return {
+            UID(context.abstract_syntax): tuple(map(UID, context.transfer_syntax))
+            for context in self._ae.supported_contexts
+        }
+
     def start(self) -> int:
-        """Listen; the port that is listened on.
+        """Listen; the port that is listened on, the one without TLS if there are two.
 
         Raises
         ------
         ServiceError
-            The address cannot be listened on.
+            An address cannot be listened on.
         SpoolError
             The spool cannot be written.
         """
         self._spool.prepare()
-        host, port = self._address
+        doors = [
+            (self._door.address, None, "TRIAGE_DICOM_PORT"),
+            (self._door.tls_address, self._door.tls, "TRIAGE_TLS_PORT"),
+        ]
+        ports = []
         try:
-            self._server = self._ae.start_server(
-                self._address,
-                block=False,
-                evt_handlers=[
-                    (evt.EVT_CONN_OPEN, self._opened),
-                    (evt.EVT_CONN_CLOSE, self._closed),
-                    (evt.EVT_REJECTED, self._rejected),
+            for address, tls, setting in doors:
+                if address is not None:
+                    ports.append(self._listen(address, tls, setting))
+        except ServiceError:
+            self.stop()
+            raise
+        return ports[0]
+
+    def _listen(self, address: tuple[str, int], tls: ssl.SSLContext | None, setting: str) -> int:
+        try:
+            listener = Listener(
+                self._ae,
+                address,
+                self._limits,
+                self._account,
+                tls,
+                [
+                    (evt.EVT_REQUESTED, self._requested),
+                    (evt.EVT_ACCEPTED, self._accepted),
                     (evt.EVT_ABORTED, self._aborted),
                     (evt.EVT_C_ECHO, self._echo),
                     (evt.EVT_C_STORE, self._store),
+                    (evt.EVT_N_ACTION, self._commit),
                 ],
             )
         except OSError as error:
             raise ServiceError(
-                f"cannot listen on {host} port {port}: {error.strerror}: stop the program that "
-                "has it, or set TRIAGE_DICOM_HOST and TRIAGE_DICOM_PORT to a free address"
+                f"cannot listen on {address[0]} port {address[1]}: {error.strerror}: stop the "
+                f"program that has it, or set TRIAGE_DICOM_HOST and {setting} to a free address"
             ) from error
-        # The library's backlog of 5 makes each console of a burst wait a second and more.
-        self._server.socket.listen(BACKLOG)
-        listening = int(self._server.server_address[1])
-        self._log.info("listening", action="listening", ae_title=self._ae.ae_title, port=listening)
-        return listening
+        self._listeners.append(listener)
+        port = listener.open()
+        self._log.info(
+            "listening",
+            action="listening",
+            ae_title=self._ae.ae_title,
+            port=port,
+            tls=tls is not None,
+        )
+        return port
 
     def stop(self) -> None:
         """Stop listening and abort what is still associated."""
-        if self._server is not None:
-            self._server.shutdown()
-            self._ae.shutdown()
-            self._server = None
+        self._stopping = True
+        for listener in self._listeners:
+            listener.shutdown()
+        self._listeners = []
+        self._ae.shutdown()
 
-    def _opened(self, event: Event) -> None:
-        """Bound how long a peer may stall in the middle of a PDU."""
-        connection = cast("socket.socket", event.assoc.dul.socket.socket)
-        connection.settimeout(self._idle_seconds)
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-    def _closed(self, event: Event) -> None:
-        """Give the place of a peer free that left before it asked for an association.
-
-        Left alone, pynetdicom waits on for the request, and a load balancer that looks
-        whether the port is open fills the limit of associations.
-        """
-        if event.assoc.requestor.primitive is None:
-            event.assoc.dul.to_user_queue.put(None)
-
-    def _rejected(self, event: Event) -> None:
-        requestor = event.assoc.requestor
-        called = requestor.primitive.called_ae_title
-        advice = (
-            f"the console calls AE title {called!r}, ours is {self._ae.ae_title!r}: correct the "
-            "console's destination, or TRIAGE_AE_TITLE"
-            if called != self._ae.ae_title
-            else f"{self._ae.maximum_associations} associations are open: raise "
-            "TRIAGE_MAX_ASSOCIATIONS or let the consoles send less at once"
-        )
-        self._log.warning("rejected", action="association_rejected", advice=advice, **_peer(event))
-
-    def _aborted(self, event: Event) -> None:
+    def _requested(self, event: Event) -> None:
+        """Reject an association that may not be (PS3.8 9.3.4)."""
+        objection = self._objection(event.assoc)
+        if objection is None:
+            return
+        answer, advice = objection
+        event.assoc.acse.send_reject(*answer)
         self._log.warning(
-            "aborted",
-            action="association_aborted",
-            advice="the console or the network ended it; what was not acknowledged comes again",
+            "rejected",
+            action="association_rejected",
+            reason="/".join(map(str, answer)),
+            advice=advice,
             **_peer(event),
         )
+        event.assoc.kill()
+
+    def _objection(self, association: Any) -> tuple[tuple[int, int, int], str] | None:
+        """Why an association may not be: the answer to the console, and advice for us."""
+        request = association.requestor.primitive
+        called = request.called_ae_title
+        if called != self._ae.ae_title:
+            return CALLED_NOT_RECOGNIZED, (
+                f"the console calls AE title {printable(called)!r}, ours is "
+                f"{self._ae.ae_title!r}: correct the console's destination, or TRIAGE_AE_TITLE"
+            )
+        calling, address = request.calling_ae_title, association.requestor.address
+        if not (admits(self._door.peers, calling, address) or _only_echoes(request, address)):
+            return CALLING_NOT_RECOGNIZED, (
+                f"nothing in TRIAGE_PEERS admits {printable(calling)}@{address}: if this console "
+                "belongs here, add that; if not, find out what calls from there"
+            )
+        with self._admitting:
+            self._admitted = {each for each in self._admitted if each.is_alive()}
+            if len(self._admitted) >= self._limits.associations:
+                return LIMIT_EXCEEDED, (
+                    f"{self._limits.associations} associations are open: raise "
+                    "TRIAGE_MAX_ASSOCIATIONS or let the consoles send less at once"
+                )
+            self._admitted.add(association)
+        return None
+
+    def _accepted(self, event: Event) -> None:
+        """Tell an administrator of what a console proposes in vain."""
+        refused = [
+            context
+            for context in event.assoc.rejected_contexts
+            if context.abstract_syntax in self.contexts or not event.assoc.accepted_contexts
+        ]
+        if refused:
+            names = sorted({printable(UID(context.abstract_syntax).name) for context in refused})
+            self._log.warning(
+                "contexts rejected",
+                action="contexts_rejected",
+                sop_classes=names[:5],
+                advice="none of the transfer syntaxes that the console proposes for these SOP "
+                "classes is taken, or the classes are not: see docs/conformance.md, and let the "
+                "console propose Explicit VR Little Endian",
+                **_peer(event),
+            )
+
+    def _aborted(self, event: Event) -> None:
+        association, seconds = event.assoc, self._limits.idle_seconds
+        if self._stopping:
+            advice = "this receiver stops; what was not acknowledged comes again"
+        elif association.dul.idle_timer_expired():
+            advice = (
+                f"the console said nothing for {seconds:g} s, TRIAGE_IDLE_SECONDS: see whether it "
+                "stalled"
+            )
+        elif association._sent_abort:  # noqa: SLF001
+            advice = "it sent a message that fits no accepted context or service: see the console"
+        else:
+            advice = "the console or the network ended it; what was not acknowledged comes again"
+        association.dul.socket.tell(advice)
 
     def _echo(self, event: Event) -> int:
         self._log.info("echoed", action="echoed", **_peer(event))
@@ -237,18 +393,28 @@ class Receiver:
     def _keep(self, event: Event) -> None:
         """Make an instance durable in spool and worklist, or refuse it."""
         request = cast("Any", event.request)
-        content = event.encoded_dataset()
-        size = len(content) - request.DataSet.getbuffer().nbytes
-        data = memoryview(content)[size:]
-        instance = _understand(content)
-        if instance.sop_instance_uid != str(
-            request.AffectedSOPInstanceUID
-        ) or instance.sop_class_uid != str(request.AffectedSOPClassUID):
+        why = cut_short(event)
+        if why is not None:
+            raise _Refusal(
+                OUT_OF_RESOURCES, why, f"{why}: raise it, or let the console send less at once"
+            )
+        data = event.encoded_dataset(include_meta=False)
+        instance = _understand(data, UID(event.context.transfer_syntax), self._limits.object_bytes)
+        stated = (instance.sop_class_uid, instance.sop_instance_uid)
+        if stated != (request.AffectedSOPClassUID, request.AffectedSOPInstanceUID):
             raise _Refusal(
                 DATA_SET_MISMATCH,
                 "SOP class or instance UID differs from the command's",
                 "data set and command name different instances: correct the console",
             )
+        if instance.sop_class_uid != event.context.abstract_syntax:
+            raise _Refusal(
+                DATA_SET_MISMATCH,
+                "SOP class differs from the presentation context's",
+                "it sends another SOP class than it proposed: correct the console",
+            )
+        # In parts: joined, a large data set would be in memory twice.
+        content = (bytes(128) + b"DICM" + encode_file_meta(event.file_meta), data)
         digest = digest_of(data)
         peer = _peer(event)
         uid = instance.sop_instance_uid
@@ -283,6 +449,59 @@ class Receiver:
             "the first one is kept, this one is in quarantine: the console used a UID twice",
         )
 
+    def _commit(self, event: Event) -> tuple[int | Dataset, None]:
+        """Answer an N-ACTION (PS3.4 J.3.2): the request is kept before Success."""
+        request, requester = cast("Any", event.request), _peer(event)["calling_ae_title"]
+        try:
+            if requester not in self._door.requesters:
+                raise Refused(
+                    NOT_AUTHORIZED,
+                    f"nothing in TRIAGE_COMMITMENT_PEERS says where {requester} takes reports: add "
+                    f"{requester}@HOST:PORT",
+                )
+            information = request.ActionInformation
+            size = 0 if information is None else information.getbuffer().nbytes
+            if cut_short(event) is not None or size > HEADER_BYTES:
+                raise Refused(RESOURCE_LIMITATION, "it asks for too many instances at once")
+            asked = requested(
+                str(request.RequestedSOPInstanceUID),
+                int(request.ActionTypeID),
+                event.action_information if size else Dataset(),
+            )
+            new = self._worklist.commitments.request(
+                asked.transaction_uid, requester, asked.references
+            )
+        except Refused as refusal:
+            return self._refuse_commitment(event, refusal), None
+        except WorklistError as error:
+            advice = f"{error}; the console will ask again: mend this side"
+            return self._refuse_commitment(event, Refused(RESOURCE_LIMITATION, advice)), None
+        # A boundary: whatever a data set from outside does to us, the console gets an answer.
+        except Exception as error:  # noqa: BLE001
+            advice = f"the request cannot be decoded ({type(error).__name__}): correct the console"
+            return self._refuse_commitment(event, Refused(PROCESSING_FAILURE, advice)), None
+        self._log.info(
+            "commitment requested",
+            action="commitment_requested",
+            transaction_uid=asked.transaction_uid,
+            instances=len(asked.references),
+            again=not new,
+            **_peer(event),
+        )
+        return SUCCESS, None
+
+    def _refuse_commitment(self, event: Event, refusal: Refused) -> Dataset:
+        self._log.warning(
+            "refused",
+            action="commitment_refused",
+            status=f"0x{refusal.status:04X}",
+            advice=refusal.advice,
+            **_peer(event),
+        )
+        answer = Dataset()
+        answer.Status = refusal.status
+        return answer
+
     def _refuse(self, event: Event, refusal: _Refusal) -> Dataset:
         self._log.warning(
             "refused",
@@ -297,13 +516,26 @@ class Receiver:
         return answer
 
 
-def _understand(content: bytes) -> Instance:
-    """The instance that a file describes, without decoding its pixels."""
+def _understand(data: bytes, syntax: UID, most: int) -> Instance:
+    """The instance that a data set describes, without decoding its pixels."""
     try:
-        header = dcmread(BytesIO(content), stop_before_pixels=True)
-        return Instance.of(header)
+        head = _inflated(data, most) if syntax.is_deflated else data[:HEADER_BYTES]
+        items = head.count(LITTLE_ITEM if syntax.is_little_endian else BIG_ITEM)
+        if items > MOST_ITEMS:
+            raise DicomError(f"there are {items} sequence items in the header")
+        with _PARSING:
+            header = read_dataset(
+                BytesIO(head),
+                syntax.is_implicit_VR,
+                syntax.is_little_endian,
+                stop_when=lambda tag, _vr, _length: tag >= FIRST_PIXEL_TAG,
+                specific_tags=[Tag(keyword) for keyword in HEADER_KEYWORDS],
+            )
+            return Instance.of(header)
     except DicomError as error:
         raise _Refusal(CANNOT_UNDERSTAND, str(error), f"{error}: correct the console") from error
+    except _Refusal:
+        raise
     # A boundary: pydicom raises what it likes on a data set that is none.
     except Exception as error:
         raise _Refusal(
@@ -313,8 +545,37 @@ def _understand(content: bytes) -> Instance:
         ) from error
 
 
+def _inflated(data: bytes, most: int) -> bytes:
+    """The beginning of a deflated data set, which as a whole must not exceed the limit.
+
+    Raises
+    ------
+    EOFError
+        It ends before its end (RFC 1951 3.2.3).
+    """
+    inflate, head, size = zlib.decompressobj(-zlib.MAX_WBITS), bytearray(), 0
+    for start in range(0, len(data), INFLATED_AT_ONCE):
+        left = data[start : start + INFLATED_AT_ONCE]
+        while left and size <= most and not inflate.eof:
+            part = inflate.decompress(left, INFLATED_AT_ONCE)
+            size += len(part)
+            head += part[: HEADER_BYTES - len(head)]
+            left = inflate.unconsumed_tail
+        if inflate.eof or size > most:
+            break
+    if size > most:
+        why = f"inflates to more than {most // 1_000_000} MB, TRIAGE_MAX_OBJECT_MB"
+        raise _Refusal(OUT_OF_RESOURCES, why, f"{why}: raise it, or correct the console")
+    if not inflate.eof:
+        raise EOFError
+    return bytes(head)
+
+
+def _only_echoes(request: Any, address: str) -> bool:
+    """Whether a caller on this machine proposes verification alone, as ``triage check`` does."""
+    proposed = {item.abstract_syntax for item in request.presentation_context_definition_list}
+    return proposed == {Verification} and is_loopback(address)
+
+
 def _peer(event: Event) -> dict[str, str]:
-    """Who calls, in characters that are safe in a log and in the database."""
-    requestor = event.assoc.requestor
-    title = "".join(c if c.isascii() and c.isprintable() else "?" for c in requestor.ae_title)
-    return {"calling_ae_title": title.strip()[:16], "calling_address": str(requestor.address)[:64]}
+    return peer(event.assoc)

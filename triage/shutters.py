@@ -6,7 +6,7 @@ outside is no part of the radiograph: it must not take part in its contrast, and
 must not learn from it which console made the picture.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -29,15 +29,23 @@ would decide.
 """
 
 OUTLIERS = 0.01
+LEAST_VISIBLE = 0.1
+"""An opening is no smaller share of the picture; some consoles write it in millimetres."""
+
 WIDEST = 0.3
 """No margin is wider than this share of the picture; more is not a margin."""
 
 
-def declared(dataset: Dataset, shape: tuple[int, int], notes: list[str]) -> Mask | None:
+def declared(
+    dataset: Dataset,
+    shape: tuple[int, int],
+    notes: list[str],
+    devices: Sequence[str] = ("Shutter", "Collimator"),
+) -> Mask | None:
     """What the header leaves visible; None if it hides nothing.
 
     Shutter and collimator, and several shapes of one, are cut with each other. What is
-    malformed or leaves nothing is ignored and noted as ``SHUTTER_INVALID``.
+    malformed or leaves next to nothing is ignored and noted as ``SHUTTER_INVALID``.
 
     Parameters
     ----------
@@ -46,20 +54,22 @@ def declared(dataset: Dataset, shape: tuple[int, int], notes: list[str]) -> Mask
         Rows and columns.
     notes : list of str
         Appended to.
+    devices : sequence of str
+        Whose shapes count. Only a display shutter hides what is outside from a reader.
     """
     visible: Mask | None = None
-    for device in ("Shutter", "Collimator"):
+    for device in devices:
         kinds = dataset.get(f"{device}Shape")
         for kind in [kinds] if isinstance(kinds, str) else kinds or []:
             try:
                 opening = _OPENINGS[str(kind).strip().upper()](dataset, device, shape)
             except (KeyError, ValueError):
                 opening = None
-            if opening is None or not opening.any():
+            if opening is None or opening.mean() < LEAST_VISIBLE:
                 notes.append("SHUTTER_INVALID")
                 continue
             visible = opening if visible is None else visible & opening
-    if visible is not None and not visible.any():
+    if visible is not None and visible.mean() < LEAST_VISIBLE:
         notes.append("SHUTTER_INVALID")
         return None
     return visible

@@ -9,16 +9,22 @@ every attempt sends the same bytes.
 
 import hashlib
 import os
+import struct
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from pydicom import Dataset, dcmread
 
-from triage.durable import make_folder, sync
+from triage.durable import keep_folder, make_folder, sync
 from triage.errors import SpoolError
 
 Place = Literal["instances", "quarantine", "results"]
+
+_META_START = 132
+_META_LENGTH = struct.Struct("<HH2sHI")
+"""File Meta Information Group Length (0002,0000), the first element after the preamble."""
 
 
 def digest_of(data: bytes | memoryview) -> str:
@@ -38,6 +44,8 @@ class Spool:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._incoming = folder / "incoming"
+        self._certain: set[Path] = set()
+        """Folders whose names this process has synced, whoever made them."""
 
     def prepare(self) -> None:
         """Make the folders and sweep what an interrupted receiver left half written.
@@ -61,16 +69,18 @@ class Spool:
                 "writable for this user, or set TRIAGE_HOME to another folder"
             ) from error
 
-    def put(self, digest: str, content: bytes, place: Place = "instances") -> Path:
+    def put(
+        self, digest: str, content: bytes | Sequence[bytes], place: Place = "instances"
+    ) -> Path:
         """Keep a data set; when this returns, it survives losing power.
 
         Parameters
         ----------
         digest : str
             :func:`digest_of` the data set; of a result, of the whole file.
-        content : bytes
+        content : bytes or sequence of bytes
             The whole file: preamble, file meta information (PS3.10 7.1) and the data set
-            exactly as it was received.
+            exactly as it was received. In parts, so that nobody needs to join large ones.
         place : {'instances', 'quarantine', 'results'}
 
         Raises
@@ -81,14 +91,14 @@ class Spool:
         target = self.path(digest, place)
         temporary = None
         try:
+            self._keep_folders(target.parent)
             if target.exists():  # written by another thread, which may not have synced yet
                 sync(target.parent)
                 return target
-            make_folder(target.parent)
             make_folder(self._incoming)  # somebody may have cleaned up too much
             descriptor, temporary = tempfile.mkstemp(dir=self._incoming)
             with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
+                file.writelines([content] if isinstance(content, bytes) else content)
                 file.flush()
                 os.fsync(file.fileno())
             Path(temporary).replace(target)
@@ -98,6 +108,14 @@ class Spool:
                 Path(temporary).unlink(missing_ok=True)
             raise SpoolError(f"the spool cannot keep an instance: {error.strerror}") from error
         return target
+
+    def _keep_folders(self, folder: Path) -> None:
+        """Have a folder below the spool's that survives losing power, with all above it."""
+        if folder in self._certain and folder.is_dir():
+            return
+        for level in (self._folder, folder.parent, folder):
+            keep_folder(level)
+        self._certain.add(folder)
 
     def instance(self, digest: str) -> Dataset:
         """A kept instance, its pixels not yet decoded.
@@ -114,6 +132,21 @@ class Spool:
             raise SpoolError(
                 f"instance file {path} cannot be read ({error.strerror}): restore it from backup"
             ) from error
+
+    def intact(self, digest: str) -> bool:
+        """Whether an instance file is there, can be read and still has its digest."""
+        try:
+            with self.path(digest).open("rb") as file:
+                start = file.read(_META_START + _META_LENGTH.size)
+                if start[128:_META_START] != b"DICM":
+                    return False
+                group, element, vr, _, length = _META_LENGTH.unpack(start[_META_START:])
+                if (group, element, vr) != (2, 0, b"UL"):
+                    return False
+                file.seek(length, os.SEEK_CUR)
+                return hashlib.file_digest(file, "sha256").hexdigest() == digest
+        except (OSError, struct.error):
+            return False
 
     def path(self, digest: str, place: Place = "instances") -> Path:
         """Where a data set is, if it is there."""

@@ -1,5 +1,6 @@
 """The loop that gives each received item a score, or the reason why it has none."""
 
+import signal
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ import structlog
 from triage.admission import Population, admit
 from triage.errors import ModelError, PixelsError, SpoolError, WorklistError
 from triage.pixels import normalize
-from triage.quality import Quality
+from triage.quality import Quality, picture_hash
 from triage.scoring import Scorer
 from triage.spool import Spool
 from triage.worklist import Claim, Worklist
@@ -18,6 +19,9 @@ POLL_SECONDS = 0.05
 """How often an idle worker looks for work: one indexed query of 0.1 ms."""
 
 OUTAGE_SECONDS = 2.0
+
+SETTLE_SECONDS = 50
+"""So long one item may take, less than its lease: a decoder that hangs is a worker that died."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +100,8 @@ class Worker:
     def step(self) -> bool:
         """Claim and settle one item; False if none waits.
 
+        An item that takes longer than ``SETTLE_SECONDS`` ends the process by SIGALRM.
+
         Raises
         ------
         WorklistError, ModelError
@@ -105,6 +111,8 @@ class Worker:
         claim = self._worklist.claim(self._name)
         if claim is None:
             return False
+        # The system's timer, whose signal ends the process: native code asks Python nothing.
+        signal.setitimer(signal.ITIMER_REAL, SETTLE_SECONDS)
         try:
             self._settle(claim, champion)
         except WorklistError:
@@ -114,6 +122,8 @@ class Worker:
         # A boundary: one radiograph that breaks scoring must not end the service.
         except Exception as error:  # noqa: BLE001
             self._fail(claim, "SCORING_ERROR", f"{type(error).__name__} while scoring")
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         return True
 
     def _settle(self, claim: Claim, champion: Champion) -> None:
@@ -128,6 +138,7 @@ class Worker:
             self._refuse(claim, error.reason, str(error))
             return
         notes = (*admission.notes, *normalized.notes)
+        exposure = picture_hash(normalized.array)
         novelty: float | None = None
         if champion.quality is None:
             notes = (*notes, "NOVELTY_UNCHECKED")
@@ -136,10 +147,10 @@ class Worker:
             novelty = champion.quality.novelty.measure(normalized.array)
             if novelty > 1.0:
                 explanation = f"the picture's novelty is {novelty:.2f}, of training data at most 1"
-                self._refuse(claim, "NOT_LIKE_TRAINING", explanation, notes)
+                self._refuse(claim, "NOT_LIKE_TRAINING", explanation, notes, exposure, novelty)
                 return
         score = champion.scorer.score(normalized.array)
-        if self._worklist.scored(claim, score, notes):
+        if self._worklist.scored(claim, score, notes, exposure, novelty):
             self._log.info(
                 "scored",
                 action="scored",
@@ -151,9 +162,15 @@ class Worker:
             )
 
     def _refuse(
-        self, claim: Claim, reason: str, explanation: str, notes: tuple[str, ...] = ()
+        self,
+        claim: Claim,
+        reason: str,
+        explanation: str,
+        notes: tuple[str, ...] = (),
+        exposure: str | None = None,
+        novelty: float | None = None,
     ) -> None:
-        if self._worklist.not_scored(claim, reason, explanation, notes):
+        if self._worklist.not_scored(claim, reason, explanation, notes, exposure, novelty):
             self._log.info(
                 "not scored",
                 action="not_scored",

@@ -74,6 +74,13 @@ def test_whatever_is_no_frontal_chest_is_refused(quality: Quality) -> None:
     assert all(quality.novelty.is_novel(array) for array in [*files, *others, *made])
 
 
+def test_an_adult_s_chest_from_another_console_is_admitted(quality: Quality) -> None:
+    """RG1 of pydicom-data, in each of its four encodings."""
+    chests = [array for name, array in pydicom_pictures() if name.startswith("RG1")]
+    assert len(chests) == 4
+    assert not any(map(quality.novelty.is_novel, chests))
+
+
 def test_drawn_chests_pass_for_real_ones(quality: Quality) -> None:
     """At least nine of ten, so that the samples can show the service at work."""
     arrays = [drawn(chest(seed, opacity=0.9 * (seed % 2))) for seed in range(20)]

@@ -6,19 +6,16 @@ Orthanc is asked by its REST interface, as its users' viewers do.
 import itertools
 import json
 import subprocess
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from pydicom import dcmread
 from pydicom.filebase import DicomBytesIO
 from pydicom.uid import Comprehensive3DSRStorage, SecondaryCaptureImageStorage
 
-from tests.conftest import SAMPLES, Service, free_port, wait_for
-from triage.errors import TriageError
-from triage.send import Destination, echo
+from tests.conftest import SAMPLES, Service, wait_for
+from tests.orthanc import Orthanc
 from triage.worklist import State, WorklistItem
 from triage.worklist.deliveries import DeliveryState, ResultKind
 
@@ -28,84 +25,10 @@ RESULTS = {
 }
 
 
-class Orthanc:
-    """An Orthanc process with a storage of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.dicom_port, self.http_port, self._folder = free_port(), free_port(), folder
-        self._process: subprocess.Popen[bytes] | None = None
-        (folder / "orthanc.json").write_text(
-            json.dumps(
-                {
-                    "Name": "PACS",
-                    "StorageDirectory": str(folder / "storage"),
-                    "IndexDirectory": str(folder / "storage"),
-                    "DicomAet": "ORTHANC",
-                    "DicomPort": self.dicom_port,
-                    "DicomCheckCalledAet": True,
-                    "HttpPort": self.http_port,
-                    "RemoteAccessAllowed": False,
-                    "AuthenticationEnabled": False,
-                    "Plugins": [],
-                    # Otherwise it remembers that it has an instance, and says Success.
-                    "OverwriteInstances": False,
-                }
-            )
-        )
-
-    def start(self) -> None:
-        """Start it and wait for its C-ECHO."""
-        with (self._folder / "orthanc.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                ["/usr/sbin/Orthanc", str(self._folder / "orthanc.json")], stdout=log, stderr=log
-            )
-        wait_for(self._answers, seconds=60)
-
-    def stop(self) -> None:
-        """Stop it."""
-        if self._process is not None:
-            self._process.terminate()
-            self._process.wait(30)
-            self._process = None
-
-    def _answers(self) -> bool:
-        try:
-            self.rest("/system")
-            echo(Destination("127.0.0.1", self.dicom_port, "ORTHANC"), timeout=2.0)
-        except (OSError, TriageError):
-            return False
-        return True
-
-    def rest(self, path: str) -> Any:
-        """GET JSON."""
-        return json.loads(self.raw(path))
-
-    def raw(self, path: str) -> bytes:
-        """GET bytes."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}{path}") as answer:
-            content: bytes = answer.read()
-            return content
-
-    def instance(self, uid: str) -> str:
-        """Its own identifier of an instance."""
-        (found,) = (
-            instance["ID"]
-            for instance in self.rest("/instances?expand")
-            if instance["MainDicomTags"]["SOPInstanceUID"] == uid
-        )
-        return str(found)
-
-    def count(self) -> int:
-        """How many instances it has."""
-        return int(self.rest("/statistics")["CountInstances"])
-
-
 @pytest.fixture
 def orthanc(tmp_path: Path) -> Iterator[Orthanc]:
     """A running Orthanc."""
-    folder = tmp_path / "orthanc"
-    folder.mkdir()
-    running = Orthanc(folder)
+    running = Orthanc(tmp_path / "orthanc")
     running.start()
     yield running
     running.stop()
@@ -188,7 +111,7 @@ def test_results_stand_in_orthanc_beside_the_radiographs(
     for record in records:
         item = by_uid[record.sop_instance_uid]
         instance = orthanc.instance(str(record.result_uid))
-        study = orthanc.rest(f"/instances/{instance}/study")
+        study = orthanc.get(f"/instances/{instance}/study")
         assert study["MainDicomTags"]["StudyInstanceUID"] == item.study_instance_uid
         assert study["MainDicomTags"]["AccessionNumber"] == item.accession_number
         assert study["PatientMainDicomTags"]["PatientID"] == item.patient_id
@@ -198,12 +121,12 @@ def test_results_stand_in_orthanc_beside_the_radiographs(
         if record.kind is ResultKind.HEAT_MAP:
             assert orthanc.raw(f"/instances/{instance}/preview").startswith(b"\x89PNG")
 
-    before = orthanc.rest("/statistics")
+    before = orthanc.get("/statistics")
     for record in records:
         worklist.deliveries.retry(record.id, "test")
     worklist.close()
     wait_for_deliveries(service, 2 * len(items))
-    assert orthanc.rest("/statistics") == before
+    assert orthanc.get("/statistics") == before
 
 
 def test_a_reading_brings_an_updated_report_that_refers_to_the_first(

@@ -140,12 +140,11 @@ def test_one_picture_is_one_array_however_it_is_wrapped(
 
 def test_the_exported_network_agrees_with_keras_on_real_radiographs() -> None:
     """Largest difference of probabilities below 1e-3 on all 80."""
-    from training.networks import build
+    from training.exported import restore
 
     for description in sorted(BUNDLED.glob("*/model.json")):
         model = ModelVersion.load(description.parent)
-        keras_network = build(model.description["architecture"])
-        keras_network.load_weights(description.parent / "model.weights.h5")
+        keras_network = restore(model.description["architecture"], description.parent)
         network = Network(model)
         arrays = np.stack([normalize_file(picture) for picture in PICTURES])
         expected = keras_network.predict(arrays[..., np.newaxis], batch_size=8, verbose=0)[:, 0]

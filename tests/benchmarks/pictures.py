@@ -145,8 +145,10 @@ def admitted(subjects: Subjects) -> Iterator[str]:
     yield novelty_row("full-size radiographs", novelties(subjects.full))
     for name, degrade in MILD.items():
         yield novelty_row(name, novelties(subjects.some(degrade)))
-    for name, pictures in subjects.chests.items():
-        yield novelty_row(name, map(subjects.whole.novelty.measure, pictures))
+    adult = [array for name, array in pydicom_pictures() if name.startswith("RG1")]
+    pictures = {**subjects.chests, "RG1 of pydicom-data, a chest of an adult": adult}
+    for name, group in pictures.items():
+        yield novelty_row(name, map(subjects.whole.novelty.measure, group))
 
 
 def refused(subjects: Subjects) -> Iterator[str]:
@@ -158,10 +160,7 @@ def refused(subjects: Subjects) -> Iterator[str]:
     groups = {
         "drawn hands": [drawn(hand(seed)) for seed in range(30)],
         "drawn laterals": [drawn(lateral(seed)) for seed in range(30)],
-        **{
-            f"{kind} of pydicom-data": [array for name, array in files if name.startswith(kind)]
-            for kind in ("RG1", "RG3")
-        },
+        "RG3 of pydicom-data, a leg": [array for name, array in files if name.startswith("RG3")],
         "pydicom's other pictures": [array for name, array in files if not name.startswith("RG")],
         **no_radiographs(),
     }

@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -16,11 +17,13 @@ import pytest
 from click.testing import CliRunner
 from pydicom.uid import generate_uid
 
-from tests.builders import encoded, picture, radiograph, save
+from tests.builders import chest_radiograph, encoded, picture, radiograph, save
 from tests.conftest import ROOT, SAMPLES, Service, free_port, wait_for
+from tests.versions import another
 from triage.cli import main
 from triage.config import Config
 from triage.identity import Instance
+from triage.registry import Registry
 from triage.worklist import Arrival, State
 
 PROMISED_KEYS = {
@@ -237,9 +240,8 @@ def test_show_tells_everything_about_one_exam(served: Service) -> None:
     row = listed(served, "--state", "SCORED")[0]
     uid = str(row["sop_instance_uid"])
     shown = json.loads(works(served, "show", uid, "--json"))
-    assert {key: shown[key] for key in row if key != "priority"} == {
-        key: row[key] for key in row if key != "priority"
-    }
+    lasting = row.keys() - {"priority", "waiting_seconds"}
+    assert {key: shown[key] for key in lasting} == {key: row[key] for key in lasting}
     assert [event["action"] for event in shown["events"]] == ["RECEIVED", "SCORED"]
     assert shown["readings"] == []
     assert len(shown["digest"]) == 64
@@ -262,7 +264,7 @@ def test_an_unknown_uid_gives_one_line(served: Service, command: list[str], uid:
 def test_read_records_a_verdict(served: Service, tmp_path: Path) -> None:
     """A scored exam becomes CONFIRMED, then REJECTED; both readings are kept."""
     uid = generate_uid()
-    works(served, "send", str(save(radiograph(picture(5), SOPInstanceUID=uid), tmp_path / "x.dcm")))
+    works(served, "send", str(save(chest_radiograph(5, SOPInstanceUID=uid), tmp_path / "x.dcm")))
     scored = settled(served, uid)
     assert scored["state"] == "SCORED"
     reading = ("--reader", "Dr. M\u00fcller")
@@ -326,7 +328,8 @@ def test_commands_without_an_installation_name_what_makes_one(tmp_path: Path) ->
 def test_check_finds_a_running_service_healthy(served: Service) -> None:
     """Part by part."""
     lines = works(served, "check").splitlines()
-    parts = ("home", "worklist", "queue", "model", "receiver", "deliveries", "destinations")
+    parts = ("home", "worklist", "queue", "model", "receiver", "tls", "page", "sign-in",
+             "commitments", "deliveries", "destinations")  # fmt: skip
     assert [line.split()[:2] for line in lines] == [["ok", part] for part in parts]
 
 
@@ -336,9 +339,13 @@ def test_check_names_each_part_that_is_not_there(tmp_path: Path) -> None:
     done = service.triage("check")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    parts = ("home", "worklist", "queue", "model", "receiver", "deliveries")
     assert [line.split()[:2] for line in done.stdout.splitlines()] == [
-        *(["FAIL", part] for part in parts),
+        *(["FAIL", part] for part in ("home", "worklist", "queue", "model", "receiver")),
+        ["ok", "tls"],  # switched off
+        ["FAIL", "page"],
+        ["FAIL", "sign-in"],
+        ["FAIL", "commitments"],
+        ["FAIL", "deliveries"],
         ["ok", "destinations"],  # none are configured, so none is missing
     ]
     assert not service.home.exists()
@@ -436,7 +443,7 @@ def test_a_truncated_image_is_kept_and_says_why_it_is_not_scored(
     uid, after = generate_uid(), generate_uid()
     whole = encoded(radiograph(picture(1), SOPInstanceUID=uid))
     (tmp_path / "cut.dcm").write_bytes(whole[: -len(whole) // 4])
-    save(radiograph(picture(1), SOPInstanceUID=after), tmp_path / "whole.dcm")
+    save(chest_radiograph(SOPInstanceUID=after), tmp_path / "whole.dcm")
     works(served, "send", str(tmp_path))
     row = settled(served, uid)
     assert row["state"] == "NOT_SCORED"
@@ -526,3 +533,52 @@ def test_a_pipe_that_is_closed_early_gives_no_traceback(served: Service) -> None
     process.wait(30)
     assert b"Traceback" not in error
     assert b"internal error" not in error
+
+
+# The way of a model version
+
+
+def test_models_travel_and_are_promoted_by_commands(served: Service, tmp_path: Path) -> None:
+    """Keys, export, import, show, compare, approve, promote, rollback, history."""
+    other = Service(tmp_path / "other", free_port())
+    shutil.copytree(served.home / "models", other.home / "models")
+    champion = json.loads((served.home / "models" / "aliases.json").read_text())["champion"]
+    (other.home / "models" / "history.jsonl").unlink()
+    assert "No history" in works(other, "models", "history")
+    assert "triage models keys new" in fails(other, 1, "models", "export", champion, "x.bundle")
+    public = tmp_path / "other.pub"
+    public.write_text(works(other, "models", "keys", "new"))
+    assert works(other, "models", "keys", "public") == public.read_text()
+    made = another(tmp_path / "another").folder
+    version = Registry(other.home / "models").add(made).version
+    bundle = str(tmp_path / "net.bundle")
+    assert version in works(other, "models", "export", version, bundle)
+
+    assert "not trusted here" in fails(served, 1, "models", "import", bundle)
+    assert "No key" in works(served, "models", "keys", "list")
+    told = works(served, "models", "keys", "trust", "other", str(public))
+    assert works(served, "models", "keys", "list").split()[0] in told
+    assert f"{version} is the challenger" in works(served, "models", "import", bundle)
+    shown = works(served, "models", "show", version)
+    for word in ("challenger", champion, "parent", "threshold", "approved             no"):
+        assert word in shown
+    assert json.loads(works(served, "models", "show", version, "--json"))["version"] == version
+    assert "0.1235" in works(served, "models", "compare", champion, version)
+    assert "has not compared" in fails(served, 1, "models", "approve", version)
+    assert "--why" in fails(served, 1, "models", "approve", version, "--force")
+    assert "not approved" in fails(served, 1, "models", "promote", version)
+    works(served, "models", "approve", version, "--force", "--why", "a test")
+    works(served, "models", "promote", version)
+    assert "previous" in works(served, "models", "show", champion)
+    assert f"{champion} scores again" in works(served, "models", "rollback")
+    assert "no champion before" in fails(served, 1, "models", "rollback")
+    lines = works(served, "models", "history", "--json").splitlines()
+    actions = [json.loads(line)["action"] for line in lines]
+    assert actions == [
+        "NAMED", "TRUSTED", "IMPORTED", "NAMED", "APPROVED", "PROMOTED", "ROLLED_BACK",
+    ]  # fmt: skip
+    assert "ROLLED_BACK" in works(served, "models", "history")
+    works(served, "models", "keys", "distrust", "other")
+    assert "not trusted here" in fails(served, 1, "models", "import", bundle)
+    assert "TRIAGE_FLEET_URL" in fails(served, 2, "models", "pull")
+    assert "nothing" in fails(served, 1, "models", "show", "nothing")

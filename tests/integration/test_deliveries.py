@@ -14,6 +14,7 @@ from triage.identity import Instance
 from triage.scoring import Score
 from triage.worklist import Arrival, Worklist
 from triage.worklist.deliveries import DeliveryState, ResultKind, Route
+from triage.worklist.readings import Said
 from triage.worklist.schema import migrate, open_engine
 
 ALL = tuple(ResultKind)
@@ -106,7 +107,7 @@ def test_a_result_cannot_be_entered_twice_for_a_destination(
 ) -> None:
     """The database itself keeps it from happening."""
     enter(worklist, "1.1")
-    worklist.read("1.1", "confirmed", "R")
+    worklist.readings.add("1.1", Said("confirmed", "R"))
     copy = text(
         "INSERT INTO deliveries (item_id, score_id, reading_id, kind, destination, state, "
         "attempts, created_at, error) SELECT item_id, score_id, reading_id, kind, destination, "
@@ -235,8 +236,8 @@ def test_what_was_built_is_remembered_for_the_next_attempt(worklist: Worklist) -
 def test_a_reading_waits_for_the_finding_and_not_for_the_picture(worklist: Worklist) -> None:
     """A destination that keeps the latest must end with the latest."""
     enter(worklist, "1.1")
-    worklist.read("1.1", "confirmed", "R")
-    worklist.read("1.1", "rejected", "S")
+    worklist.readings.add("1.1", Said("confirmed", "R"))
+    worklist.readings.add("1.1", Said("rejected", "S"))
     deliveries = worklist.deliveries
     finding = deliveries.claim("d", "pacs", MOST)
     picture = deliveries.claim("d", "pacs", MOST)
@@ -305,6 +306,6 @@ def test_without_destinations_nothing_is_made(database_url: str) -> None:
     engine.dispose()
     worklist = Worklist(database_url)
     enter(worklist, "1.1")
-    worklist.read("1.1", "confirmed", "R")
+    worklist.readings.add("1.1", Said("confirmed", "R"))
     assert worklist.deliveries.records() == []
     worklist.close()

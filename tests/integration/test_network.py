@@ -2,10 +2,14 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from sample_dicom.draw import chest
+from tests.degrade import drawn
+from triage.markers import CORNER_MARKERS, MASKED, without_markers
 from triage.network import Network
 from triage.pixels import SIDE
 from triage.registry import ModelVersion
@@ -21,6 +25,17 @@ def test_a_bundled_model_gives_probabilities() -> None:
     assert 0.0 <= first.probability <= 1.0
     assert network.score(array) == first
     assert first.model_version == network.model_version
+
+
+def test_a_version_without_corner_markers_sees_none() -> None:
+    """If model.json says so, the picture with a burned-in letter scores as that without it."""
+    known = ModelVersion.load(BUNDLED[-1].parent)
+    blind = replace(known, description={**known.description, CORNER_MARKERS: MASKED})
+    array = drawn(chest(3, marker=False))
+    lettered = array.copy()
+    lettered[10:26, 12:15] = lettered[23:26, 12:22] = 1.0  # an L
+    assert Network(known).score(lettered) != Network(known).score(without_markers(lettered))
+    assert Network(blind).score(lettered) == Network(known).score(without_markers(lettered))
 
 
 def test_scoring_does_not_call_home(tmp_path: Path) -> None:

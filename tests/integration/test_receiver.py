@@ -72,7 +72,7 @@ class Console:
         contexts: Sequence[tuple[str, Sequence[str]]] = ((CR, [EXPLICIT]), (DX, [EXPLICIT])),
         calling: str = "CONSOLE",
     ) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=20.0)
+        self.socket = self.connect(port)
         proposed = b"".join(
             _item(
                 0x20,
@@ -83,14 +83,19 @@ class Console:
             for number, (sop_class, syntaxes) in enumerate(contexts)
         )
         maximum, implementation = _item(0x51, struct.pack(">I", 131_072)), _item(0x52, b"1.2.3")
-        self._send(
-            0x01,
+        content = (
             struct.pack(">Hxx16s16s32x", 1, called.encode().ljust(16), calling.encode().ljust(16))
             + _item(0x10, b"1.2.840.10008.3.1.1.1")
             + proposed
-            + _item(0x50, maximum + implementation),
+            + _item(0x50, maximum + implementation)
         )
+        self.request = struct.pack(">BxI", 0x01, len(content)) + content
+        self.socket.sendall(self.request)
         self.kind, self.answer = self.receive()
+
+    def connect(self, port: int) -> socket.socket:
+        """The connection under the association."""
+        return socket.create_connection(("127.0.0.1", port), timeout=20.0)
 
     def __enter__(self) -> Self:
         return self

@@ -16,7 +16,7 @@ from pydicom.uid import Comprehensive3DSRStorage, ComputedRadiographyImageStorag
 
 from tests.builders import encoded, picture, radiograph
 from triage.errors import DicomError
-from triage.explanation import FAINT, MAP_SIDE, PASSES, HeatMap, occlusion_map, paint
+from triage.explanation import MAP_SIDE, PASSES, HeatMap, explain, occlusion_map, paint
 from triage.pixels import SIDE, Array, normalize
 from triage.results import (
     DISCLAIMER,
@@ -42,8 +42,9 @@ FINDING = Finding(
     "Children aged one to five, frontal chest radiographs",
 )
 NEGATIVE = replace(FINDING, score=Score(0.0312, 0.5142, FINDING.score.model_version))
-HEAT: HeatMap = np.zeros((MAP_SIDE, MAP_SIDE), np.float32)
-HEAT[9:12, 3:6] = 0.4
+HEAT = HeatMap(np.zeros((MAP_SIDE, MAP_SIDE), np.float32), "Fall of the probability", 0.02)
+HEAT.heat[9:12, 3:6] = 0.4
+COLD = replace(HEAT, heat=np.zeros_like(HEAT.heat))
 
 
 def results(source: Dataset, finding: Finding, array: Array | None = None) -> dict[str, Dataset]:
@@ -427,7 +428,7 @@ def test_the_picture_shows_heat_and_nothing_of_the_patient() -> None:
     source = dcmread(FRONTAL[0])
     array = normalize(source).array
     hot = secondary_capture(source, array, HEAT, FINDING).pixel_array
-    cold = secondary_capture(source, array, np.zeros_like(HEAT), FINDING).pixel_array
+    cold = secondary_capture(source, array, COLD, FINDING).pixel_array
     shown = slice(144, 144 + 768)
     differs = np.any(hot[shown].astype(int) != cold[shown], axis=2)
     assert 0.01 < differs.mean() < 0.2
@@ -449,7 +450,7 @@ def test_flagged_and_unflagged_pictures_differ_at_the_top() -> None:
 def test_the_picture_keeps_the_radiographs_shape(aspect: float) -> None:
     """A wide radiograph is not shown square; long words are cut to fit."""
     finding = replace(FINDING, population="verylongword" * 40, score=Score(1.0, 0.0, "m" * 90))
-    page = draw(np.ones((SIDE, SIDE), np.float32), HEAT * 0, finding, aspect)
+    page = draw(np.ones((SIDE, SIDE), np.float32), COLD, finding, aspect)
     white = np.all(page[144:912] == 255, axis=2)
     assert white.any(axis=0).sum() == min(768, round(768 * aspect))
     assert white.any(axis=1).sum() == min(768, round(768 / aspect))
@@ -474,6 +475,9 @@ class Planted:
         logit = self.gain * (float(array[self.place].mean()) - 0.55)
         return Score(float(1.0 / (1.0 + np.exp(-logit))), 0.5, self.model_version)
 
+    def explained(self, array: Array) -> tuple[Score, None]:
+        return self.score(array), None
+
 
 def planted(row: int, column: int) -> tuple[Array, Planted]:
     """A soft background with a bright patch of 48 pixels, and the scorer that sees it."""
@@ -486,7 +490,7 @@ def planted(row: int, column: int) -> tuple[Array, Planted]:
 @pytest.mark.parametrize(("row", "column"), [(20, 30), (104, 104), (150, 190), (208, 0)])
 def test_the_map_is_hottest_where_the_score_comes_from(row: int, column: int) -> None:
     array, scorer = planted(row, column)
-    heat = occlusion_map(scorer, array)
+    heat = occlusion_map(scorer, array).heat
     assert heat.shape == (MAP_SIDE, MAP_SIDE)
     assert heat.dtype == np.float32
     assert 0.2 < heat.max() <= 1.0
@@ -503,22 +507,20 @@ def test_the_map_is_hottest_where_the_score_comes_from(row: int, column: int) ->
 
 def test_the_map_is_the_same_each_time_at_a_known_price() -> None:
     array, scorer = planted(104, 104)
-    first = occlusion_map(scorer, array)
-    assert scorer.asked == PASSES < 100
-    assert np.array_equal(occlusion_map(scorer, array), first)
+    first = explain(scorer, array).heat
+    assert scorer.asked == 1 + PASSES < 100
+    assert np.array_equal(occlusion_map(scorer, array).heat, first)
 
 
 def test_what_speaks_against_the_finding_is_cold() -> None:
     """Covering it raises the probability, and the map holds falls."""
     array, scorer = planted(104, 104)
     scorer.gain = -12.0
-    assert occlusion_map(scorer, array)[6:9, 6:9].max() < 0.01
+    assert occlusion_map(scorer, array).heat[6:9, 6:9].max() < 0.01
 
 
 def test_a_faint_map_is_not_painted_hot() -> None:
     """A score that depends on no place in particular leaves the radiograph as it is."""
     array, _ = planted(104, 104)
-    faint = HEAT * np.float32(FAINT / 10 / HEAT.max())
-    assert np.array_equal(
-        paint(array, faint, (768, 768)), paint(array, np.zeros_like(HEAT), (768, 768))
-    )
+    faint = replace(HEAT, heat=HEAT.heat * np.float32(HEAT.faint / 10 / HEAT.heat.max()))
+    assert np.array_equal(paint(array, faint, (768, 768)), paint(array, COLD, (768, 768)))

@@ -244,6 +244,18 @@ def test_a_finished_version_is_not_overwritten(folder: Path, finished: Path) -> 
     assert (finished / "model.json").read_bytes() == before
 
 
+def test_a_patient_in_two_splits_is_refused(folder: Path, tmp_path: Path) -> None:
+    """In a layout of one's own; the published data's other split numbers patients anew."""
+    own = tmp_path / "own"
+    shutil.copytree(folder, own)
+    shutil.copytree(own / "train" / "NORMAL", own / "test" / "NORMAL")
+    assert len(read_folder(own).cases) == 4 * PATIENTS
+    first = own / "train" / "NORMAL" / "IM-0000-0000.jpeg"
+    first.rename(first.with_name("child-17.jpeg"))
+    with pytest.raises(DataError, match=r"two splits: test/NORMAL/IM-0000-0000\.jpeg"):
+        read_folder(own)
+
+
 def test_a_folder_without_data_is_refused(tmp_path: Path) -> None:
     """The error names the folder."""
     with pytest.raises(DataError, match="nowhere"):

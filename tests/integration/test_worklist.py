@@ -8,18 +8,28 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from threading import Barrier
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, func, insert, select, text, update
+from sqlalchemy import Engine, delete, event, func, insert, select, text, update
 from sqlalchemy.exc import IntegrityError
 
 from tests.conftest import ROOT
 from triage.errors import NotReadable, UnknownItem, WorklistError
 from triage.identity import Instance
 from triage.scoring import Priority, Score
-from triage.worklist import LEASE, MAX_ATTEMPTS, RETRY_PAUSE, Arrival, State, Worklist
+from triage.worklist import (
+    LEASE,
+    MAX_ATTEMPTS,
+    RETRY_PAUSE,
+    Arrival,
+    State,
+    Worklist,
+    WorklistItem,
+)
+from triage.worklist.readings import Said
 from triage.worklist.schema import open_engine
 from triage.worklist.tables import Event, Item, ScoreRecord
 
@@ -138,10 +148,10 @@ def test_a_quarantined_data_set_leaves_an_event(worklist: Worklist) -> None:
 def test_times_are_aware_utc(worklist: Worklist) -> None:
     """Received, scored, read and every event: close to now, in UTC."""
     enter(worklist, "1.2.3", HIGH_SCORE)
-    worklist.read("1.2.3", "confirmed", "dr")
+    worklist.readings.add("1.2.3", Said("confirmed", "dr"))
     item = worklist.item("1.2.3")
     assert item.scored_at is not None
-    times = [item.received_at, item.scored_at, worklist.readings("1.2.3")[0].read_at]
+    times = [item.received_at, item.scored_at, worklist.readings.of("1.2.3")[0].read_at]
     times += [entry.at for entry in worklist.journal("1.2.3")]
     assert {time.utcoffset() for time in times} == {dt.timedelta(0)}
     assert all(abs(dt.datetime.now(dt.UTC) - time) < dt.timedelta(minutes=1) for time in times)
@@ -209,7 +219,7 @@ def test_what_was_read_comes_last(worklist: Worklist) -> None:
     """With priority 0, though it was flagged."""
     enter(worklist, "1.1", HIGH_SCORE)
     enter(worklist, "1.2", LOW_SCORE)
-    worklist.read("1.1", "confirmed", "dr")
+    worklist.readings.add("1.1", Said("confirmed", "dr"))
     assert order(worklist) == ["1.2", "1.1"]
     assert worklist.item("1.1").priority == 0
 
@@ -435,10 +445,10 @@ def test_a_version_scores_an_item_once(worklist: Worklist, engine: Engine) -> No
 def test_readings_are_appended_and_the_state_follows_the_latest(worklist: Worklist) -> None:
     """Each keeps who, when, verdict, sampling and what was shown."""
     enter(worklist, "1.1", HIGH_SCORE)
-    assert worklist.read("1.1", "confirmed", "Dr. A") is State.CONFIRMED
-    assert worklist.read("1.1", "rejected", "Dr. B") is State.REJECTED
+    assert worklist.readings.add("1.1", Said("confirmed", "Dr. A"))[1].state is State.CONFIRMED
+    assert worklist.readings.add("1.1", Said("rejected", "Dr. B"))[1].state is State.REJECTED
     assert worklist.item("1.1").state is State.REJECTED
-    readings = worklist.readings("1.1")
+    readings = worklist.readings.of("1.1")
     assert [(r.reader, r.verdict) for r in readings] == [
         ("Dr. A", "confirmed"),
         ("Dr. B", "rejected"),
@@ -455,15 +465,15 @@ def test_readings_are_appended_and_the_state_follows_the_latest(worklist: Workli
 def test_a_reading_keeps_what_its_reader_was_shown(worklist: Worklist, engine: Engine) -> None:
     """A later score of a newer version changes no earlier reading."""
     enter(worklist, "1.1", LOW_SCORE)
-    worklist.read("1.1", "confirmed", "Dr. A")
+    worklist.readings.add("1.1", Said("confirmed", "Dr. A"))
     with engine.begin() as connection:
         connection.execute(
             update(Item).values(score=0.7, threshold=0.6, flagged=True, model_version="cnn-2")
         )
-    worklist.read("1.1", "confirmed", "Dr. A")
+    worklist.readings.add("1.1", Said("confirmed", "Dr. A"))
     shown = [
         (r.shown_score, r.shown_threshold, r.shown_model_version, r.sampling)
-        for r in worklist.readings("1.1")
+        for r in worklist.readings.of("1.1")
     ]
     assert shown == [(0.1, 0.5, "cnn-1", "unflagged"), (0.7, 0.6, "cnn-2", "flagged")]
 
@@ -472,13 +482,13 @@ def test_what_has_no_score_cannot_be_read(worklist: Worklist) -> None:
     """RECEIVED, NOT_SCORED: refused with the state and the reason, and nothing is recorded."""
     enter(worklist, "1.1")
     with pytest.raises(NotReadable, match="RECEIVED"):
-        worklist.read("1.1", "confirmed", "dr")
+        worklist.readings.add("1.1", Said("confirmed", "dr"))
     claim = worklist.claim("w")
     assert claim is not None
     worklist.not_scored(claim, "NOT_CHEST", "a hand")
     with pytest.raises(NotReadable, match=r"NOT_SCORED.*NOT_CHEST"):
-        worklist.read("1.1", "rejected", "dr")
-    assert worklist.readings("1.1") == []
+        worklist.readings.add("1.1", Said("rejected", "dr"))
+    assert worklist.readings.of("1.1") == []
     assert actions(worklist, "1.1") == ["RECEIVED", "NOT_SCORED"]
 
 
@@ -487,8 +497,8 @@ def test_an_unknown_uid_is_said_to_be_unknown(worklist: Worklist) -> None:
     for ask in (
         worklist.item,
         worklist.journal,
-        worklist.readings,
-        lambda uid: worklist.read(uid, "confirmed", "dr"),
+        worklist.readings.of,
+        lambda uid: worklist.readings.add(uid, Said("confirmed", "dr")),
     ):
         with pytest.raises(UnknownItem, match=r"1\.2\.3") as caught:
             ask("1.2.3\x1b[31m\n")
@@ -513,7 +523,7 @@ def test_the_view_has_the_documented_columns_and_agrees_with_the_worklist(
     enter(worklist, "1.2", HIGH_SCORE)
     enter(worklist, "1.3", LOW_SCORE, ordered="STAT")
     enter(worklist, "1.4", HIGH_SCORE)
-    worklist.read("1.4", "rejected", "dr")
+    worklist.readings.add("1.4", Said("rejected", "dr"))
     enter(worklist, "1.5")
     claim = worklist.claim("w")
     assert claim is not None
@@ -552,7 +562,7 @@ def test_events_hold_no_patient_data(worklist: Worklist, engine: Engine) -> None
     """Neither patient ID nor accession number, after every kind of move."""
     enter(worklist, "1.1", HIGH_SCORE)
     worklist.quarantined("1.1", "cd", "CONSOLE")
-    worklist.read("1.1", "confirmed", "dr")
+    worklist.readings.add("1.1", Said("confirmed", "dr"))
     enter(worklist, "1.2")
     for _ in range(MAX_ATTEMPTS):
         claim = worklist.claim("w")
@@ -582,7 +592,7 @@ def test_a_database_that_fails_is_told_in_one_line_without_data(
         lambda: worklist.receive(arrival("1.2")),
         lambda: worklist.claim("w"),
         worklist.items,
-        lambda: worklist.read("1.1", "confirmed", "dr"),
+        lambda: worklist.readings.add("1.1", Said("confirmed", "dr")),
     ):
         with pytest.raises(WorklistError) as caught:
             ask()
@@ -593,3 +603,154 @@ def test_a_database_that_fails_is_told_in_one_line_without_data(
         connection.execute(text("ALTER TABLE hidden RENAME TO items"))
     enter(worklist, "1.2")
     assert order(worklist) == ["1.1", "1.2"]
+
+
+# Duplicate exposures
+
+HASH = "0123456789abcdef" * 4
+NEARLY = "0123456789abcdee" * 4
+OTHER = "fedcba9876543210" * 4
+
+
+def show(worklist: Worklist, picture_hash: str | None, *, score: bool = True) -> WorklistItem:
+    """Score the next item, or refuse it, and look at it."""
+    claim = worklist.claim("w")
+    assert claim is not None
+    if score:
+        assert worklist.scored(claim, LOW_SCORE, ("AGE_UNKNOWN",), picture_hash)
+    else:
+        assert worklist.not_scored(claim, "NOT_LIKE_TRAINING", "novel", (), picture_hash)
+    return worklist.item(claim.sop_instance_uid)
+
+
+def of(uid: str, study: str, patient: str) -> Arrival:
+    """An instance of a study and a patient."""
+    made = arrival(uid)
+    return replace(
+        made, instance=replace(made.instance, study_instance_uid=study, patient_id=patient)
+    )
+
+
+def test_a_second_instance_of_one_exposure_names_the_first(worklist: Worklist) -> None:
+    """As a note, in the explanation and in the event; the first says nothing."""
+    for uid in ("1.1", "1.2"):
+        worklist.receive(of(uid, "1.9", "P"))
+    first, second = show(worklist, HASH), show(worklist, NEARLY)
+    assert (first.notes, first.explanation) == (("AGE_UNKNOWN",), "")
+    assert second.state is State.SCORED
+    assert second.notes == ("AGE_UNKNOWN", "DUPLICATE_EXPOSURE")
+    assert second.explanation == "the same exposure came as 1.1"
+    details = [[entry.detail.get("duplicate_of") for entry in worklist.journal(uid)]
+               for uid in ("1.1", "1.2")]  # fmt: skip
+    assert details == [[None, None], [None, "1.1"]]
+
+
+def test_what_is_not_scored_is_compared_too(worklist: Worklist) -> None:
+    """Its reason stays, the note and the name are added."""
+    for uid in ("1.1", "1.2"):
+        worklist.receive(of(uid, "1.9", "P"))
+    show(worklist, HASH, score=False)
+    second = show(worklist, HASH, score=False)
+    assert (second.reason, second.notes) == ("NOT_LIKE_TRAINING", ("DUPLICATE_EXPOSURE",))
+    assert second.explanation == "novel; the same exposure came as 1.1"
+
+
+@pytest.mark.parametrize(
+    ("study", "patient", "same"),
+    [("1.9", "P", True), ("1.8", "P", True), ("1.9", "Q", True), ("1.8", "Q", False)],
+)
+def test_only_one_patient_s_or_one_study_s_exposures_are_compared(
+    worklist: Worklist, study: str, patient: str, same: bool
+) -> None:
+    """Two children who look alike are two."""
+    worklist.receive(of("1.1", "1.9", "P"))
+    worklist.receive(of("1.2", study, patient))
+    show(worklist, HASH)
+    assert ("DUPLICATE_EXPOSURE" in show(worklist, HASH).notes) is same
+
+
+def test_an_absent_patient_id_joins_nobody(worklist: Worklist) -> None:
+    """Two studies without one are of two patients."""
+    worklist.receive(of("1.1", "1.9", ""))
+    worklist.receive(of("1.2", "1.8", ""))
+    show(worklist, HASH)
+    assert "DUPLICATE_EXPOSURE" not in show(worklist, HASH).notes
+
+
+@pytest.mark.parametrize(("hash_", "days"), [(OTHER, 0), (None, 0), (HASH, 2)])
+def test_another_picture_none_and_one_of_long_ago_are_no_duplicates(
+    worklist: Worklist, engine: Engine, hash_: str | None, days: int
+) -> None:
+    """A day after, the same picture is a copy for another purpose."""
+    worklist.receive(of("1.1", "1.9", "P"))
+    show(worklist, HASH)
+    let_wait(engine, "1.1", dt.timedelta(days=days))
+    worklist.receive(of("1.2", "1.9", "P"))
+    assert "DUPLICATE_EXPOSURE" not in show(worklist, hash_).notes
+
+
+def test_scoring_again_says_it_once(worklist: Worklist, engine: Engine) -> None:
+    """The item is not its own duplicate, and neither note nor sentence is doubled."""
+    for uid in ("1.1", "1.2"):
+        worklist.receive(of(uid, "1.9", "P"))
+    show(worklist, HASH)
+    before = show(worklist, HASH)
+    with engine.begin() as connection:
+        connection.execute(delete(ScoreRecord).where(ScoreRecord.item_id == 2))
+        connection.execute(update(Item).where(Item.id == 2).values(state=State.RECEIVED))
+    after = show(worklist, HASH)
+    assert (after.notes, after.explanation) == (before.notes, before.explanation)
+
+
+def test_of_many_copies_scored_at_once_one_is_the_first(worklist: Worklist) -> None:
+    """Eight workers, one exposure: whoever is last to write sees the others."""
+    count = 8
+    for number in range(count):
+        worklist.receive(of(f"1.{number}", f"1.9.{number}", "P"))
+    claims = [worklist.claim(f"w{number}") for number in range(count)]
+    barrier = Barrier(count)
+
+    def score(number: int) -> None:
+        claim = claims[number]
+        assert claim is not None
+        barrier.wait()
+        assert worklist.scored(claim, LOW_SCORE, (), HASH)
+
+    with ThreadPoolExecutor(count) as pool:
+        list(pool.map(score, range(count)))
+    notes = Counter(note for item in worklist.items() for note in item.notes)
+    assert notes == {"DUPLICATE_EXPOSURE": count - 1}
+
+
+def test_duplicates_are_found_by_indexes(worklist: Worklist, engine: Engine) -> None:
+    """In a table of three thousand exams none but the patient's and the study's are read."""
+    enter(worklist, "1.1")
+    with engine.begin() as connection:
+        row = connection.execute(select(Item.__table__)).mappings().one()
+        others = [
+            {**row, "id": n, "sop_instance_uid": f"2.{n}", "study_instance_uid": f"2.{n}.1",
+             "patient_id": f"P{n}"}
+            for n in range(2, 3000)
+        ]  # fmt: skip
+        connection.execute(insert(Item), others)
+    if engine.dialect.name == "postgresql":
+        with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+            connection.execute(text("ANALYZE items"))
+    heard: list[tuple[str, Any]] = []
+
+    def hear(_connection: Any, _cursor: Any, sql: str, parameters: Any, *_: Any) -> None:
+        heard.append((sql, parameters))
+
+    event.listen(Engine, "before_cursor_execute", hear)
+    try:
+        show(worklist, HASH)
+    finally:
+        event.remove(Engine, "before_cursor_execute", hear)
+    ((lookup, parameters),) = [one for one in heard if "BETWEEN" in one[0]]
+    explain = {"sqlite": "EXPLAIN QUERY PLAN ", "postgresql": "EXPLAIN "}[engine.dialect.name]
+    with engine.connect() as connection:
+        plan = str(connection.exec_driver_sql(explain + lookup, parameters).all())
+    assert "ix_items_patient" in plan
+    assert "ix_items_study_instance_uid" in plan
+    assert "SCAN items" not in plan
+    assert "Seq Scan" not in plan

@@ -11,7 +11,7 @@ from pydicom.tag import Tag
 
 from tests.builders import picture, radiograph, reread
 from triage.errors import DicomError
-from triage.identity import Instance, text, valid_uid
+from triage.identity import HEADER_KEYWORDS, Instance, text, valid_uid
 
 UIDS = ["SOPInstanceUID", "SOPClassUID", "SeriesInstanceUID", "StudyInstanceUID"]
 
@@ -68,6 +68,7 @@ def test_an_instance_is_what_its_header_states() -> None:
         series_instance_uid=dataset.SeriesInstanceUID,
         study_instance_uid=dataset.StudyInstanceUID,
         patient_id="t-1",
+        patient_name="Test^Child",
         accession_number="A-1",
         modality="CR",
         body_part="CHEST",
@@ -176,3 +177,17 @@ def test_a_sequence_that_is_none_has_no_items() -> None:
     dataset = header()
     dataset.add_new("RequestAttributesSequence", "US", 7)
     assert Instance.of(dataset).ordered_priority == ""
+
+
+def test_a_reader_may_leave_all_but_the_named_elements() -> None:
+    """An instance read from HEADER_KEYWORDS alone is the one read from everything."""
+    full = header(PatientID="Ä-1", AccessionNumber="A-1", SpecificCharacterSet="ISO_IR 192")
+    full.RequestedProcedurePriority = ""
+    full.RequestAttributesSequence = [Dataset()]
+    full.RequestAttributesSequence[0].RequestedProcedurePriority = "STAT"
+    whole = Instance.of(full)
+    assert all(getattr(whole, name) for name in Instance.__slots__), "or this shows nothing"
+    part = Dataset()
+    for keyword in HEADER_KEYWORDS:
+        part[keyword] = full[keyword]
+    assert Instance.of(part) == whole

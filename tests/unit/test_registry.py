@@ -260,3 +260,208 @@ def test_a_registry_that_cannot_be_written_is_named(source: Path, tmp_path: Path
     taken = tmp_path / "models"
     taken.touch()
     assert str(taken) in refusal(lambda: Registry(taken).add(source))
+
+
+# Moves, their history, and the way to champion
+
+
+@pytest.fixture
+def two(registry: Registry, tmp_path: Path) -> Registry:
+    """Three versions; the first is champion, the second challenger."""
+    for name in ("net-1", "net-2", "net-3"):
+        registry.add(version(tmp_path / "made" / name, threshold=0.1 * int(name[-1])))
+    registry.name(CHAMPION, "net-1")
+    registry.name("challenger", "net-2", who="retraining", why="trained")
+    return registry
+
+
+def decide(registry: Registry, challenger: str, outcome: str = "PROVEN") -> None:
+    """Store what the gate says of a challenger against the present champion."""
+    champion = registry.champion().version
+    told = {"challenger": challenger, "champion": champion, "outcome": outcome}
+    registry.decided(json.dumps(told).encode(), b"<html>", "gate")
+
+
+def promote(registry: Registry, name: str) -> None:
+    """The whole way."""
+    decide(registry, name)
+    registry.approve(name, who="dr", why="better")
+    registry.promote(name, who="dr", why="go")
+
+
+def test_every_move_says_who_when_from_where_and_why(two: Registry) -> None:
+    """In the order in which they were made, each bound to the one before."""
+    promote(two, "net-2")
+    told = [(entry.who, entry.action, entry.detail["version"]) for entry in two.history()]
+    assert told == [
+        ("service", "NAMED", "net-1"), ("retraining", "NAMED", "net-2"),
+        ("gate", "DECIDED", "net-2"), ("dr", "APPROVED", "net-2"), ("dr", "PROMOTED", "net-2"),
+    ]  # fmt: skip
+    last = two.history()[-1]
+    assert last.detail["from"] == {CHAMPION: "net-1", "challenger": "net-2"}
+    assert last.detail["aliases"] == {CHAMPION: "net-2", "previous": "net-1"} == two.aliases()
+    assert last.detail["why"] == "go"
+    assert last.previous == two.history()[-2].hash
+
+
+def test_an_alias_that_stays_leaves_no_line(two: Registry) -> None:
+    """Nothing moved."""
+    before = two.history()
+    two.name(CHAMPION, "net-1")
+    assert two.history() == before
+
+
+def test_a_challenger_is_promoted_only_when_approved(two: Registry) -> None:
+    """And approved only when proven against the present champion."""
+    assert "has not compared" in refusal(lambda: two.approve("net-2", who="dr", why=""))
+    assert "not approved" in refusal(lambda: two.promote("net-2", who="dr"))
+    decide(two, "net-2", "NOT_PROVEN")
+    assert "NOT_PROVEN" in refusal(lambda: two.approve("net-2", who="dr", why="I like it"))
+    decide(two, "net-2")
+    assert "not approved" in refusal(lambda: two.promote("net-2", who="dr"))
+    two.approve("net-2", who="dr", why="")
+    assert two.approved("net-2")
+    assert not two.approved("net-3")
+    two.promote("net-2", who="dr")
+    assert two.aliases() == {CHAMPION: "net-2", "previous": "net-1"}
+    assert "champion already" in refusal(lambda: two.approve("net-2", who="dr", why=""))
+
+
+def test_an_approval_can_be_forced_for_a_reason(two: Registry) -> None:
+    """Which the history keeps."""
+    assert "--why" in refusal(lambda: two.approve("net-2", who="dr", why=" ", force=True))
+    two.approve("net-2", who="dr", why="the exam is lost", force=True)
+    two.promote("net-2", who="dr")
+    forced = [entry.detail for entry in two.history() if entry.action == "APPROVED"]
+    assert [(one["forced"], one["why"]) for one in forced] == [(True, "the exam is lost")]
+
+
+def test_a_proof_against_another_champion_is_none(two: Registry) -> None:
+    """Nor is an approval: what it replaced is gone."""
+    decide(two, "net-2")
+    decide(two, "net-3")
+    two.approve("net-2", who="dr", why="")
+    two.approve("net-3", who="dr", why="")
+    two.promote("net-3", who="dr")
+    assert "not approved" in refusal(lambda: two.promote("net-2", who="dr"))
+    assert "has not compared" in refusal(lambda: two.approve("net-2", who="dr", why=""))
+    two.rollback(who="dr")
+    assert "not approved" in refusal(lambda: two.promote("net-3", who="dr"))
+
+
+def test_a_later_decision_ends_an_approval(two: Registry) -> None:
+    """More cases may show harm."""
+    decide(two, "net-2")
+    two.approve("net-2", who="dr", why="")
+    decide(two, "net-2", "WORSE")
+    assert "not approved" in refusal(lambda: two.promote("net-2", who="dr"))
+    assert "WORSE" in refusal(lambda: two.approve("net-2", who="dr", why=""))
+
+
+def test_a_rollback_restores_the_exact_version(two: Registry) -> None:
+    """With its threshold and its files, and one step at a time."""
+    first = two.champion()
+    promote(two, "net-2")
+    promote(two, "net-3")
+    assert two.champion().threshold == pytest.approx(0.3)
+    assert two.rollback(who="dr", why="complaints") == "net-2"
+    assert two.aliases() == {CHAMPION: "net-2", "previous": "net-1"}
+    assert two.rollback(who="dr") == "net-1"
+    assert two.champion() == first
+    assert two.aliases() == {CHAMPION: "net-1"}
+    assert "no champion before" in refusal(lambda: two.rollback(who="dr"))
+    promote(two, "net-3")
+    assert two.rollback(who="dr") == "net-1"
+
+
+def test_a_rollback_to_a_damaged_version_is_refused(two: Registry) -> None:
+    """The champion stays."""
+    promote(two, "net-2")
+    (two.folder / "net-1" / "model.bin").write_bytes(b"")
+    assert "SHA-256 differs" in refusal(lambda: two.rollback(who="dr"))
+    assert two.champion().version == "net-2"
+
+
+def test_a_decision_that_was_changed_proves_nothing(two: Registry) -> None:
+    """Nor one that is away."""
+    decide(two, "net-2", "WORSE")
+    (stored,) = two.decisions("net-2")
+    stored.path.write_text(stored.path.read_text().replace("WORSE", "PROVEN"))
+    assert "not the one that was stored" in refusal(lambda: two.approve("net-2", who="d", why=""))
+    stored.path.unlink()
+    assert "cannot be read" in refusal(lambda: two.approve("net-2", who="dr", why=""))
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b'{"challenger": "net-2"}'])
+def test_what_is_no_decision_is_not_stored(two: Registry, content: bytes) -> None:
+    """Nor one about a version that is not here."""
+    before = two.history()
+    assert "not a decision" in refusal(lambda: two.decided(content, b"", "gate"))
+    told = b'{"challenger": "net-9", "champion": "net-1", "outcome": "PROVEN"}'
+    assert "net-9" in refusal(lambda: two.decided(told, b"", "gate"))
+    assert two.history() == before
+
+
+HISTORY_DAMAGES: list[tuple[str, Callable[[list[bytes]], list[bytes]], str]] = [
+    ("a name", lambda n: [n[0], n[1].replace(b"retraining", b"somebody"), *n[2:]], "line 2"),
+    ("a bit", lambda n: [bytes([n[0][0] ^ 1]) + n[0][1:], *n[1:]], "line 1"),
+    ("a line is gone", lambda n: [n[0], *n[2:]], "line 2"),
+    ("a line is twice", lambda n: [n[0], n[0], *n[1:]], "line 2"),
+    ("lines changed places", lambda n: [n[1], n[0], *n[2:]], "line 1"),
+    ("the end is gone", lambda n: n[:-1], "is not what"),
+]
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"), [pytest.param(*rest, id=name) for name, *rest in HISTORY_DAMAGES]
+)
+def test_a_history_that_was_changed_says_so(
+    two: Registry, damage: Callable[[list[bytes]], list[bytes]], said: str
+) -> None:
+    """The champion still scores: a broken history stops no service."""
+    promote(two, "net-2")
+    path = two.folder / "history.jsonl"
+    path.write_bytes(b"".join(damage(path.read_bytes().splitlines(keepends=True))))
+    assert said in refusal(two.history)
+    assert two.champion().version == "net-2"
+
+
+def test_a_move_that_a_crash_broke_off_is_finished(two: Registry) -> None:
+    """The line is the move: what a reader has not seen yet follows, half a line does not."""
+    before = (two.folder / ALIASES).read_bytes()
+    promote(two, "net-2")
+    (two.folder / ALIASES).write_bytes(before)
+    with (two.folder / "history.jsonl").open("ab") as file:
+        file.write(b'{"number": 6, "wh')
+    assert "is not what" in refusal(two.history)
+    two.settle()
+    assert two.champion().version == "net-2"
+    two.name("shadow", "net-3")
+    assert [entry.action for entry in two.history()][-2:] == ["PROMOTED", "NAMED"]
+
+
+def test_aliases_from_before_there_was_a_history_are_taken_over(two: Registry) -> None:
+    """As they are found."""
+    (two.folder / "history.jsonl").unlink()
+    two.settle()
+    assert two.history() == []
+    two.name("shadow", "net-3")
+    assert [entry.action for entry in two.history()] == ["FOUND", "NAMED"]
+    assert two.aliases() == {CHAMPION: "net-1", "challenger": "net-2", "shadow": "net-3"}
+
+
+def test_writers_wait_for_each_other(two: Registry) -> None:
+    """Eight at once: every line is there, none is torn."""
+    names = [f"alias-{number}" for number in range(8)]
+
+    def move(name: str) -> None:
+        for target in ("net-1", "net-2", "net-3"):
+            two.name(name, target)
+
+    writers = [threading.Thread(target=move, args=(name,)) for name in names]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert len(two.history()) == 2 + 8 * 3
+    assert {name: two.aliases()[name] for name in names} == dict.fromkeys(names, "net-3")

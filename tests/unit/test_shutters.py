@@ -43,14 +43,14 @@ def test_a_rectangle_leaves_its_inside(device: str) -> None:
 def test_a_circle_leaves_its_inside() -> None:
     """Center (row, column) and radius in rows."""
     dataset = header(
-        ShutterShape="CIRCULAR", CenterOfCircularShutter=[30, 40], RadiusOfCircularShutter=10
+        ShutterShape="CIRCULAR", CenterOfCircularShutter=[30, 40], RadiusOfCircularShutter=20
     )
     visible = declared(dataset, SHAPE, [])
     assert visible is not None
     assert visible[29, 39]
-    assert visible[29, 49]
-    assert not visible[29, 50]
-    assert abs(visible.sum() - np.pi * 100) < 20
+    assert visible[29, 59]
+    assert not visible[29, 60]
+    assert abs(visible.sum() - np.pi * 400) < 40
 
 
 def test_a_polygon_leaves_its_inside() -> None:
@@ -82,10 +82,11 @@ def test_openings_are_cut_with_each_other() -> None:
         rectangle("Shutter", 500, 600, 1, 80),
         {"ShutterShape": "CIRCULAR", "CenterOfCircularShutter": [1, 1]},
         {"ShutterShape": "POLYGONAL", "VerticesOfThePolygonalShutter": [1, 1, 5, 5]},
+        rectangle("Collimator", 28, 40, -6, 6),  # in millimetres, as RG1 of pydicom-data has it
     ],
 )
 def test_a_broken_shutter_is_ignored_and_noted(attributes: dict[str, object]) -> None:
-    """A shutter that cannot be understood, or that leaves nothing, hides nothing."""
+    """A shutter that cannot be understood, or that leaves a strip, hides nothing."""
     notes: list[str] = []
     assert declared(header(**attributes), SHAPE, notes) is None
     assert notes == ["SHUTTER_INVALID"]

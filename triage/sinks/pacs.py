@@ -57,6 +57,11 @@ class Pacs:
         self._ae, self._organization = ae, organization
         self._association: Any = None
 
+    @property
+    def contexts(self) -> list[Any]:
+        """The presentation contexts that are proposed."""
+        return list(self._ae.requested_contexts)
+
     def build(self, material: Material) -> Result:
         """A SOP instance as a DICOM file (PS3.10)."""
         made = self._dataset(material)

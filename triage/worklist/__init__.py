@@ -5,43 +5,49 @@ transaction; what it returns is a value without ties to the database.
 """
 
 import datetime as dt
+import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import Any, get_args
+from pathlib import Path
+from typing import Any
 
-from sqlalchemy import CursorResult, Select, func, or_, select, update
+from sqlalchemy import CursorResult, Row, Select, func, or_, select, update
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from triage.errors import NotReadable, UnknownItem, WorklistError
+from triage.errors import UnknownItem, WorklistError
 from triage.identity import Instance
-from triage.scoring import Priority, Score, Verdict, priority
+from triage.quality import same_picture
+from triage.scoring import Score, priority
+from triage.worklist.accounts import Accounts
+from triage.worklist.audit import ANCHOR, Trail
+from triage.worklist.commitments import Commitments
 from triage.worklist.deliveries import Deliveries, ResultKind, Route, enqueue
+from triage.worklist.items import State, WorklistItem, find, place, shown, unknown
 from triage.worklist.journal import journal as _journal
 from triage.worklist.journal import now as _now
+from triage.worklist.queries import Queries
+from triage.worklist.readings import Readings
 from triage.worklist.schema import WRITE, open_engine, require_current, unavailable
-from triage.worklist.tables import Event, Item, Reading, ScoreRecord
+from triage.worklist.sessions import Sessions
+from triage.worklist.statistics import Statistics
+from triage.worklist.tables import Event, Item, ScoreRecord
+
+__all__ = ["Arrival", "Claim", "JournalEntry", "State", "Worklist", "WorklistItem"]
 
 MAX_ATTEMPTS = 3
 """So often scoring is tried before an item is FAILED."""
 
 LEASE = dt.timedelta(seconds=60)
+FARTHEST = 2 * LEASE
 RETRY_PAUSE = dt.timedelta(seconds=2)
 
-VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+DUPLICATE_WINDOW = dt.timedelta(hours=24)
+"""Two instances that came further apart are not looked at as one exposure."""
 
-
-class State(StrEnum):
-    """Where an item stands; ``docs/worklist.md`` draws the moves."""
-
-    RECEIVED = "RECEIVED"
-    SCORED = "SCORED"
-    NOT_SCORED = "NOT_SCORED"
-    FAILED = "FAILED"
-    CONFIRMED = "CONFIRMED"
-    REJECTED = "REJECTED"
+DUPLICATE_CANDIDATES = 64
+"""How many of a patient's latest instances are compared; a test phantom has thousands."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,68 +86,6 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
-class WorklistItem:
-    """An item as a reader sees it; times are aware UTC."""
-
-    sop_instance_uid: str
-    series_instance_uid: str
-    study_instance_uid: str
-    sop_class_uid: str
-    accession_number: str
-    patient_id: str
-    modality: str
-    body_part: str
-    view_position: str
-    patient_age: str
-    patient_sex: str
-    calling_ae_title: str
-    received_at: dt.datetime
-    scored_at: dt.datetime | None
-    state: State
-    reason: str | None
-    explanation: str
-    notes: tuple[str, ...]
-    score: float | None
-    threshold: float | None
-    flagged: bool | None
-    urgency: Priority
-    priority: int
-    """Minutes: waiting time plus the urgency's head start; 0 once read. Higher is first."""
-    model_version: str | None
-    digest: str
-    waiting: dt.timedelta
-
-    def as_json(self) -> dict[str, Any]:
-        """A mapping of JSON values; the keys are a promise to scripts."""
-        return {
-            "sop_instance_uid": self.sop_instance_uid,
-            "series_instance_uid": self.series_instance_uid,
-            "study_instance_uid": self.study_instance_uid,
-            "sop_class_uid": self.sop_class_uid,
-            "accession_number": self.accession_number,
-            "patient_id": self.patient_id,
-            "modality": self.modality,
-            "body_part": self.body_part,
-            "view_position": self.view_position,
-            "patient_age": self.patient_age,
-            "patient_sex": self.patient_sex,
-            "calling_ae_title": self.calling_ae_title,
-            "received_at": self.received_at.isoformat(),
-            "scored_at": None if self.scored_at is None else self.scored_at.isoformat(),
-            "state": self.state.value,
-            "reason": self.reason,
-            "explanation": self.explanation,
-            "notes": list(self.notes),
-            "score": self.score,
-            "threshold": self.threshold,
-            "flagged": self.flagged,
-            "urgency": self.urgency.name,
-            "priority": self.priority,
-            "model_version": self.model_version,
-        }
-
-
-@dataclass(frozen=True, slots=True)
 class JournalEntry:
     """One event of an item."""
 
@@ -149,19 +93,6 @@ class JournalEntry:
     action: str
     actor: str
     detail: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class ReadingRecord:
-    """One reading of an item."""
-
-    reader: str
-    verdict: str
-    read_at: dt.datetime
-    sampling: str
-    shown_score: float
-    shown_threshold: float
-    shown_model_version: str
 
 
 class Worklist:
@@ -173,10 +104,21 @@ class Worklist:
         An SQLAlchemy URL of SQLite or PostgreSQL.
     routes : sequence of Route
         Where the scores and readings that are recorded here are delivered.
+    anchor : Path, optional
+        Where the end of the audit trail is remembered outside of the database.
+    blind_share : float
+        Of the scored items that are drawn into the random sample; 0 to 1.
 
     Attributes
     ----------
+    readings : Readings
+    queries : Queries
+    statistics : Statistics
     deliveries : Deliveries
+    audit : Trail
+    accounts : Accounts
+    sessions : Sessions
+    commitments : Commitments
 
     Raises
     ------
@@ -184,11 +126,26 @@ class Worklist:
         There is no database, it cannot be reached, or its schema is another.
     """
 
-    def __init__(self, url: str, routes: Sequence[Route] = ()) -> None:
+    def __init__(
+        self,
+        url: str,
+        routes: Sequence[Route] = (),
+        anchor: Path | None = None,
+        blind_share: float = 0.0,
+    ) -> None:
         self._routes = tuple(routes)
+        self._info = {} if anchor is None else {ANCHOR: anchor}
+        self._blind_share = blind_share
         self.deliveries = Deliveries(self._transaction)
+        self.readings = Readings(self._transaction, self._routes)
+        self.queries = Queries(self._transaction)
+        self.statistics = Statistics(self._transaction)
+        self.audit = Trail(self._transaction, anchor)
+        self.accounts = Accounts(self._transaction)
+        self.sessions = Sessions(self._transaction, self.accounts)
         self._reading = open_engine(url, create=False)
         self._writing = self._reading.execution_options(**{WRITE: True})
+        self.commitments = Commitments(self._transaction)
         try:
             require_current(self._reading)
         except WorklistError:
@@ -231,6 +188,7 @@ class Worklist:
             urgency=int(urgency),
             rank_at=now - urgency.head_start,
             unread=True,
+            name_key=instance.patient_name.lower()[:256],
         )
         try:
             with self._transaction(write=True) as session:
@@ -248,7 +206,7 @@ class Worklist:
                 select(Item.id).where(Item.sop_instance_uid == sop_instance_uid)
             )
             if item_id is None:
-                raise UnknownItem(_unknown(sop_instance_uid))
+                raise UnknownItem(unknown(sop_instance_uid))
             _journal(session, item_id, "QUARANTINED", calling_ae_title, {"digest": digest})
 
     # The worker's side
@@ -277,7 +235,7 @@ class Worklist:
                     session,
                     item,
                     "WORKER_DIED",
-                    f"the worker died {MAX_ATTEMPTS} times while scoring it",
+                    f"the worker died, or did not end, {MAX_ATTEMPTS} times while scoring it",
                     worker,
                 )
 
@@ -291,8 +249,26 @@ class Worklist:
             )
             return _rows(result)
 
-    def scored(self, claim: Claim, score: Score, notes: tuple[str, ...]) -> bool:
+    def scored(
+        self,
+        claim: Claim,
+        score: Score,
+        notes: tuple[str, ...],
+        picture_hash: str | None = None,
+        novelty: float | None = None,
+    ) -> bool:
         """Record a score and set the item's place in the reading order.
+
+        Parameters
+        ----------
+        claim : Claim
+        score : Score
+        notes : tuple of str
+        picture_hash : str or None
+            Of the picture. If one of the same patient or study shows the same exposure,
+            ``DUPLICATE_EXPOSURE`` is noted and the explanation names it.
+        novelty : float or None
+            Of the picture; 0 or more.
 
         Returns
         -------
@@ -300,15 +276,21 @@ class Worklist:
             False if the claim was lost to another worker; then nothing is recorded.
         """
         with self._transaction(write=True) as session:
+            others = _exposures(session, claim, picture_hash)
             item = _claimed(session, claim)
             if item is None:
                 return False
             now = _now()
-            urgency = priority(item.ordered_priority, flagged=score.flagged)
-            item.state, item.notes = State.SCORED, list(notes)
+            item.state, item.notes, item.explanation = State.SCORED, list(notes), ""
+            duplicate = _compare(item, picture_hash, others)
             item.score, item.threshold = score.probability, score.threshold
             item.flagged, item.model_version = score.flagged, score.model_version
-            item.scored_at = now
+            item.scored_at, item.novelty = now, novelty
+            item.revision += 1
+            # Flagged ones, too, and all with a flag's head start: neither that an exam is in
+            # the sample nor its place in the list tells its score, and no flagged one waits.
+            item.blind = item.blind or random.SystemRandom().random() < self._blind_share
+            urgency = priority(item.ordered_priority, flagged=score.flagged or item.blind)
             item.urgency, item.rank_at = int(urgency), item.received_at - urgency.head_start
             item.claimed_by = item.claimed_until = None
             record = ScoreRecord(
@@ -319,6 +301,7 @@ class Worklist:
                 scored_at=now,
             )
             session.add(record)
+            place(session, item)
             enqueue(session, self._routes, (ResultKind.FINDING, ResultKind.HEAT_MAP), record)
             _journal(
                 session,
@@ -329,22 +312,38 @@ class Worklist:
                     "probability": score.probability,
                     "flagged": score.flagged,
                     "model_version": score.model_version,
+                    **duplicate,
                 },
             )
             return True
 
     def not_scored(
-        self, claim: Claim, reason: str, explanation: str, notes: tuple[str, ...] = ()
+        self,
+        claim: Claim,
+        reason: str,
+        explanation: str,
+        notes: tuple[str, ...] = (),
+        picture_hash: str | None = None,
+        novelty: float | None = None,
     ) -> bool:
-        """Record why an item is not scored; False if the claim was lost."""
+        """Record why an item is not scored; False if the claim was lost.
+
+        The picture's hash and novelty, if it was looked at, are used as :meth:`scored` uses
+        them.
+        """
         with self._transaction(write=True) as session:
+            others = _exposures(session, claim, picture_hash)
             item = _claimed(session, claim)
             if item is None:
                 return False
             item.state, item.reason, item.explanation = State.NOT_SCORED, reason, explanation
-            item.notes = list(notes)
+            item.notes, item.novelty = list(notes), novelty
+            item.revision += 1
+            duplicate = _compare(item, picture_hash, others)
             item.claimed_by = item.claimed_until = None
-            _journal(session, item.id, State.NOT_SCORED, claim.worker, {"reason": reason})
+            place(session, item)
+            detail = {"reason": reason, **duplicate}
+            _journal(session, item.id, State.NOT_SCORED, claim.worker, detail)
             return True
 
     def failed(self, claim: Claim, reason: str, explanation: str) -> bool:
@@ -375,7 +374,7 @@ class Worklist:
             query = query.where(Item.state == state)
         with self._transaction() as session:
             now = _now()
-            return [_shown(item, now) for item in session.scalars(query.limit(limit))]
+            return [shown(item, now) for item in session.scalars(query.limit(limit))]
 
     def item(self, sop_instance_uid: str) -> WorklistItem:
         """One item.
@@ -386,26 +385,16 @@ class Worklist:
             No item has that UID.
         """
         with self._transaction() as session:
-            return _shown(_find(session, sop_instance_uid), _now())
+            return shown(find(session, sop_instance_uid), _now())
 
     def journal(self, sop_instance_uid: str) -> list[JournalEntry]:
         """An item's events, oldest first."""
         with self._transaction() as session:
-            item = _find(session, sop_instance_uid)
+            item = find(session, sop_instance_uid)
             query = select(Event).where(Event.item_id == item.id).order_by(Event.id)
             return [
                 JournalEntry(event.at, event.action, event.actor, event.detail)
                 for event in session.scalars(query)
-            ]
-
-    def readings(self, sop_instance_uid: str) -> list[ReadingRecord]:
-        """An item's readings, oldest first."""
-        with self._transaction() as session:
-            item = _find(session, sop_instance_uid)
-            query = select(Reading).where(Reading.item_id == item.id).order_by(Reading.id)
-            return [
-                ReadingRecord(**{name: getattr(row, name) for name in ReadingRecord.__slots__})
-                for row in session.scalars(query)
             ]
 
     def counts(self) -> dict[State, int]:
@@ -422,62 +411,12 @@ class Worklist:
                 select(func.min(Item.received_at)).where(Item.state == State.RECEIVED)
             )
 
-    def read(self, sop_instance_uid: str, verdict: Verdict, reader: str) -> State:
-        """Append a reading and move the item to its verdict; the state it then has.
-
-        Parameters
-        ----------
-        sop_instance_uid : str
-        verdict : {'confirmed', 'rejected'}
-            Whether the reader sees the finding.
-        reader : str
-            Who; 1 to 64 characters.
-
-        Raises
-        ------
-        UnknownItem
-            No item has that UID.
-        NotReadable
-            The item has no score.
-        """
-        with self._transaction(write=True) as session:
-            item = _find(session, sop_instance_uid, lock=True)
-            if item.score is None or item.threshold is None or item.model_version is None:
-                because = f" ({item.reason})" if item.reason else ""
-                raise NotReadable(
-                    f"{sop_instance_uid} is {item.state}{because}: it has no score that could be "
-                    "confirmed or rejected; read it in the PACS"
-                )
-            state = State.CONFIRMED if verdict == "confirmed" else State.REJECTED
-            now = _now()
-            reading = Reading(
-                item_id=item.id,
-                reader=reader,
-                verdict=verdict,
-                read_at=now,
-                sampling="flagged" if item.flagged else "unflagged",
-                shown_score=item.score,
-                shown_threshold=item.threshold,
-                shown_model_version=item.model_version,
-            )
-            session.add(reading)
-            shown = session.scalars(
-                select(ScoreRecord).where(
-                    ScoreRecord.item_id == item.id,
-                    ScoreRecord.model_version == item.model_version,
-                )
-            ).one_or_none()
-            if shown is not None:
-                enqueue(session, self._routes, (ResultKind.READING,), shown, reading)
-            item.state, item.unread = state, False
-            _journal(session, item.id, state, reader)
-            return state
-
     @contextmanager
     def _transaction(self, *, write: bool = False) -> Iterator[Session]:
         """One transaction; database failures leave as :class:`WorklistError`."""
         try:
-            with Session(self._writing if write else self._reading) as session, session.begin():
+            engine = self._writing if write else self._reading
+            with Session(engine, info=self._info) as session, session.begin():
                 yield session
         except IntegrityError:
             raise
@@ -490,7 +429,12 @@ def _claimable(now: dt.datetime) -> Select[int]:
         select(Item.id)
         .where(
             Item.state == State.RECEIVED,
-            or_(Item.claimed_until.is_(None), Item.claimed_until < now),
+            or_(
+                Item.claimed_until.is_(None),
+                Item.claimed_until < now,
+                # Nobody claims for so long: the clock was ahead then, and was set back.
+                Item.claimed_until > now + FARTHEST,
+            ),
         )
         .order_by(Item.rank_at, Item.id)
         .limit(1)
@@ -511,43 +455,70 @@ def _claimed(session: Session, claim: Claim) -> Item | None:
     )
 
 
+def _exposures(
+    session: Session, claim: Claim, picture_hash: str | None
+) -> Sequence[Row[int, str, str | None]]:
+    """Instances that may show a claimed item's exposure: its patient's and study's latest.
+
+    They and the item itself are locked, in the order of their ids: of two workers with two
+    copies of an exposure, the second waits for the first and then sees its hash. That is why
+    the hashes are compared here and not in SQL, which would have looked before it waited.
+
+    Returns
+    -------
+    sequence of rows
+        Id, SOP Instance UID and picture hash, oldest first.
+    """
+    if picture_hash is None:
+        return ()
+    known = select(Item.study_instance_uid, Item.patient_id, Item.received_at)
+    study, patient, came = session.execute(known.where(Item.id == claim.item_id)).one()
+    related = Item.study_instance_uid == study
+    if patient:
+        related = or_(related, Item.patient_id == patient)
+    latest = (
+        select(Item.id)
+        .where(related, Item.received_at.between(came - DUPLICATE_WINDOW, came + DUPLICATE_WINDOW))
+        .order_by(Item.received_at.desc(), Item.id.desc())
+        .limit(DUPLICATE_CANDIDATES)
+    )
+    locked = (
+        select(Item.id, Item.sop_instance_uid, Item.picture_hash)
+        .where(or_(Item.id.in_(latest), Item.id == claim.item_id))
+        .order_by(Item.id)
+        .with_for_update(key_share=True)
+    )
+    return [row for row in session.execute(locked) if row.id != claim.item_id]
+
+
+def _compare(
+    item: Item, picture_hash: str | None, others: Sequence[Row[int, str, str | None]]
+) -> dict[str, str]:
+    """Note an item's hash and the first instance that shows the same exposure.
+
+    Returns
+    -------
+    dict
+        What the item's event says of it; empty if there is none.
+    """
+    item.picture_hash = picture_hash
+    if picture_hash is None:
+        return {}
+    for _, uid, known in others:
+        if known is not None and same_picture(known, picture_hash):
+            item.notes = [*item.notes, "DUPLICATE_EXPOSURE"]
+            told = f"the same exposure came as {uid}"
+            item.explanation = f"{item.explanation}; {told}" if item.explanation else told
+            return {"duplicate_of": uid}
+    return {}
+
+
 def _fail(session: Session, item: Item, reason: str, explanation: str, actor: str) -> None:
     item.state, item.reason, item.explanation = State.FAILED, reason, explanation
+    item.revision += 1
     item.claimed_by = item.claimed_until = None
     _journal(session, item.id, State.FAILED, actor, {"reason": reason})
 
 
-def _find(session: Session, sop_instance_uid: str, *, lock: bool = False) -> Item:
-    query = select(Item).where(Item.sop_instance_uid == sop_instance_uid)
-    item = session.scalar(query.with_for_update() if lock else query)
-    if item is None:
-        raise UnknownItem(_unknown(sop_instance_uid))
-    return item
-
-
-def _unknown(sop_instance_uid: str) -> str:
-    return (
-        f"no worklist item has SOP Instance UID {sop_instance_uid[:64]!r}: "
-        "`triage worklist` lists them"
-    )
-
-
 def _rows(result: Any) -> int:
     return result.rowcount if isinstance(result, CursorResult) else 0
-
-
-def _shown(item: Item, now: dt.datetime) -> WorklistItem:
-    copied = {
-        name: getattr(item, name)
-        for name in WorklistItem.__slots__
-        if name not in {"state", "notes", "urgency", "priority", "waiting"}
-    }
-    minutes = round((now - item.rank_at) / dt.timedelta(minutes=1))
-    return WorklistItem(
-        **copied,
-        state=State(item.state),
-        notes=tuple(item.notes),
-        urgency=Priority(item.urgency),
-        priority=minutes if item.unread else 0,
-        waiting=now - item.received_at,
-    )

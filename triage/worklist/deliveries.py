@@ -12,16 +12,19 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, cast
 
-from sqlalchemy import Select, func, select
+from sqlalchemy import Select, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
 from triage.errors import UnknownDelivery
 from triage.scoring import Score, Verdict
 from triage.worklist.journal import journal, now
-from triage.worklist.tables import Delivery, Item, Reading, ScoreRecord
+from triage.worklist.tables import Delivery, Item, Reading, ScoreRecord, Withdrawal
 
 DELIVERY_LEASE = dt.timedelta(minutes=5)
 """Longer than building and sending one result takes; after it, another may try."""
+
+FARTHEST = dt.timedelta(hours=1)
+"""No attempt is put off for so long: a later one was, by a clock that was set back since."""
 
 DEAD_PAUSE = dt.timedelta(seconds=2)
 """Times the attempts: how long a delivery rests after the process that had it died."""
@@ -192,8 +195,12 @@ def enqueue(
     kinds: Sequence[ResultKind],
     score: ScoreRecord,
     reading: Reading | None = None,
+    pause: dt.timedelta = dt.timedelta(0),
 ) -> None:
-    """Make the deliveries of a score or a reading, in the transaction that records it."""
+    """Make the deliveries of a score or a reading, in the transaction that records it.
+
+    They are due after a pause, in which a reading may still be withdrawn.
+    """
     session.flush()  # gives the new rows their keys
     at = now()
     session.add_all(
@@ -206,7 +213,7 @@ def enqueue(
             state=DeliveryState.PENDING,
             attempts=0,
             created_at=at,
-            next_attempt_at=at,
+            next_attempt_at=at + pause,
             error="",
         )
         for route in routes
@@ -420,7 +427,7 @@ def _due(destination: str, at: dt.datetime) -> Select[int]:
         .where(
             Delivery.destination == destination,
             Delivery.state == DeliveryState.PENDING,
-            Delivery.next_attempt_at <= at,
+            or_(Delivery.next_attempt_at <= at, Delivery.next_attempt_at > at + FARTHEST),
             ~held_back,
         )
         # A picture takes as long as ten reports, and nobody waits for it.
@@ -434,10 +441,12 @@ def _claim(session: Session, delivery: Delivery, worker: str) -> DeliveryClaim:
     score = session.get_one(ScoreRecord, delivery.score_id)
     readings = session.scalars(
         select(Reading)
+        .outerjoin(Withdrawal, Withdrawal.reading_id == Reading.id)
         .where(
             Reading.item_id == score.item_id,
             Reading.shown_model_version == score.model_version,
             Reading.id <= (delivery.reading_id or 0),
+            Withdrawal.reading_id.is_(None),
         )
         .order_by(Reading.id)
     )

@@ -18,6 +18,8 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    false,
+    text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -55,6 +57,14 @@ _Key = BigInteger().with_variant(Integer, "sqlite")
 
 class Base(DeclarativeBase):
     """Base of all tables."""
+
+
+SEARCHED = {
+    "ix_items_accession": "accession_number",
+    "ix_items_name": "name_key",
+    "ix_items_patient_id": "patient_id",
+}
+"""Indexes that find the beginning of a text."""
 
 
 class Item(Base):
@@ -103,10 +113,58 @@ class Item(Base):
     claimed_until: Mapped[dt.datetime | None] = mapped_column(UtcDateTime)
     attempts: Mapped[int] = mapped_column(SmallInteger, default=0)
 
+    picture_hash: Mapped[str | None] = mapped_column(String(64))
+    """Of :func:`triage.quality.picture_hash`; null where no picture was looked at."""
+    patient_name: Mapped[str] = mapped_column(String(256), default="", server_default=text("''"))
+    """As sent, its component groups with `=` between (PS3.5 6.2.1)."""
+    name_key: Mapped[str] = mapped_column(String(256), default="", server_default=text("''"))
+    """The name in lower case, for searching."""
+    novelty: Mapped[float | None] = mapped_column(Float)
+    """Of :meth:`triage.novelty.Novelty.measure`; null where it was not measured."""
+
+    blind: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
+    """Drawn into the random sample: who has not read it is not shown its score."""
+    disagreement: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
+    """Two readers' verdicts differ, and nobody has adjudicated."""
+    readings_count: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
+    """Of readings that were not withdrawn."""
+    revision: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
+    """Grows with everything that a reading could have been about."""
+
     __table_args__ = (
         Index("ix_items_reading_order", unread.desc(), "rank_at", "id"),
         Index("ix_items_state", "state", "rank_at", "id"),
+        Index("ix_items_patient", "patient_id", "received_at"),
+        # Each filter of the page, so that no rare value makes it read the whole table.
+        Index("ix_items_flagged", "flagged", unread.desc(), "rank_at", "id"),
+        Index("ix_items_modality", "modality", unread.desc(), "rank_at", "id"),
+        Index("ix_items_view_position", "view_position", unread.desc(), "rank_at", "id"),
+        Index("ix_items_calling_ae_title", "calling_ae_title", unread.desc(), "rank_at", "id"),
+        Index("ix_items_disagreement", "disagreement", unread.desc(), "rank_at", "id"),
+        Index("ix_items_blind", "blind", unread.desc(), "rank_at", "id"),
+        *(
+            Index(name, column, postgresql_ops={column: "text_pattern_ops"})
+            for name, column in SEARCHED.items()
+        ),
+        Index("ix_items_received", "received_at"),
     )
+
+
+class ItemNote(Base):
+    """A note of an item beside its place in the reading order, for the filter by notes.
+
+    A copy of what stands in :class:`Item`, written with it: a rare note among a million items
+    is found by an index only if the index holds the order, too.
+    """
+
+    __tablename__ = "item_notes"
+
+    item_id: Mapped[int] = mapped_column(ForeignKey("items.id"), primary_key=True)
+    code: Mapped[str] = mapped_column(String(64), primary_key=True)
+    unread: Mapped[bool] = mapped_column(Boolean)
+    rank_at: Mapped[dt.datetime] = mapped_column(UtcDateTime)
+
+    __table_args__ = (Index("ix_item_notes_order", "code", unread.desc(), "rank_at", "item_id"),)
 
 
 class ScoreRecord(Base):
@@ -135,10 +193,44 @@ class Reading(Base):
     verdict: Mapped[str] = mapped_column(String(16))
     read_at: Mapped[dt.datetime] = mapped_column(UtcDateTime)
     sampling: Mapped[str] = mapped_column(String(16))
-    """How the item came to be read: ``flagged`` or ``unflagged``."""
+    """How the item came to be read: ``flagged``, ``unflagged`` or ``random``."""
     shown_score: Mapped[float] = mapped_column(Float)
     shown_threshold: Mapped[float] = mapped_column(Float)
     shown_model_version: Mapped[str] = mapped_column(String(128))
+    blinded: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
+    """Whether score and flag were hidden from the reader until the verdict."""
+    comment: Mapped[str] = mapped_column(Text, default="", server_default=text("''"))
+    location_x: Mapped[float | None] = mapped_column(Float)
+    """Of the finding in the stored picture: 0 left to 1 right."""
+    location_y: Mapped[float | None] = mapped_column(Float)
+    """0 top to 1 bottom."""
+    adjudicates: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
+    """Whether it settles a disagreement."""
+    source: Mapped[str] = mapped_column(
+        String(16), default="command", server_default=text("'command'")
+    )
+    """Where it was said: ``page``, ``command`` or ``import``."""
+
+
+class Withdrawal(Base):
+    """A reading that its reader took back within the minute."""
+
+    __tablename__ = "withdrawals"
+
+    reading_id: Mapped[int] = mapped_column(ForeignKey("readings.id"), primary_key=True)
+    withdrawn_at: Mapped[dt.datetime] = mapped_column(UtcDateTime)
+
+
+class AnsweredRequest(Base):
+    """A request that a client named with an idempotency key, and what came of it."""
+
+    __tablename__ = "answered_requests"
+
+    account: Mapped[str] = mapped_column(String(64), primary_key=True)
+    key: Mapped[str] = mapped_column(String(128), primary_key=True)
+    fingerprint: Mapped[str] = mapped_column(String(64))
+    reading_id: Mapped[int] = mapped_column(ForeignKey("readings.id"))
+    answered_at: Mapped[dt.datetime] = mapped_column(UtcDateTime)
 
 
 class Delivery(Base):
@@ -183,6 +275,35 @@ class Delivery(Base):
     )
 
 
+class Commitment(Base):
+    """A request for Storage Commitment and the report that answers it (PS3.4 annex J)."""
+
+    __tablename__ = "commitments"
+
+    id: Mapped[int] = mapped_column(_Key, primary_key=True)
+    transaction_uid: Mapped[str] = mapped_column(String(64))
+    fingerprint: Mapped[str] = mapped_column(String(64))
+    """Of requester and instances: the same request again is the same row."""
+    requester: Mapped[str] = mapped_column(String(16))
+    """The AE title that asked and is called back."""
+    instances: Mapped[list[list[str]]] = mapped_column(JSON)
+    """SOP Class UID and SOP Instance UID of each instance."""
+    state: Mapped[str] = mapped_column(String(16))
+    attempts: Mapped[int] = mapped_column(Integer)
+    requested_at: Mapped[dt.datetime] = mapped_column(UtcDateTime)
+    next_attempt_at: Mapped[dt.datetime | None] = mapped_column(UtcDateTime)
+    """Also the end of a claim's lease."""
+    claimed_by: Mapped[str | None] = mapped_column(String(128))
+    reported_at: Mapped[dt.datetime | None] = mapped_column(UtcDateTime)
+    error: Mapped[str] = mapped_column(Text)
+    """Why the latest attempt failed; no patient data."""
+
+    __table_args__ = (
+        UniqueConstraint("transaction_uid", "fingerprint"),
+        Index("ix_commitments_due", "state", "requester", "next_attempt_at"),
+    )
+
+
 class Event(Base):
     """A move of an item, in order. Appended, never edited; no patient data."""
 
@@ -194,3 +315,81 @@ class Event(Base):
     action: Mapped[str] = mapped_column(String(32))
     actor: Mapped[str] = mapped_column(String(128))
     detail: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+
+
+class AuditRow(Base):
+    """Who did or saw what. Appended, never edited: triggers refuse it."""
+
+    __tablename__ = "audit"
+
+    id: Mapped[int] = mapped_column(_Key, primary_key=True, autoincrement=False)
+    at: Mapped[dt.datetime] = mapped_column(UtcDateTime, index=True)
+    actor: Mapped[str] = mapped_column(String(128))
+    action: Mapped[str] = mapped_column(String(32))
+    subject: Mapped[str] = mapped_column(String(128))
+    detail: Mapped[dict[str, Any]] = mapped_column(JSON)
+    previous: Mapped[str] = mapped_column(String(64))
+    hash: Mapped[str] = mapped_column(String(64))
+
+
+class Account(Base):
+    """Who may sign in."""
+
+    __tablename__ = "accounts"
+
+    id: Mapped[int] = mapped_column(_Key, primary_key=True)
+    name: Mapped[str] = mapped_column(String(64), unique=True)
+    display_name: Mapped[str] = mapped_column(String(128))
+    roles: Mapped[list[str]] = mapped_column(JSON)
+    password_hash: Mapped[str | None] = mapped_column(String(256))
+    """Argon2id, with its parameters; null where an identity provider signs in."""
+    must_change: Mapped[bool] = mapped_column(Boolean)
+    """The password is a one-time password."""
+    issuer: Mapped[str | None] = mapped_column(String(256))
+    issuer_subject: Mapped[str | None] = mapped_column(String(256))
+    """What the identity provider calls the account (OpenID Connect Core, ``iss`` and ``sub``)."""
+    disabled: Mapped[bool] = mapped_column(Boolean)
+    created_at: Mapped[dt.datetime] = mapped_column(UtcDateTime)
+
+    __table_args__ = (Index("ux_accounts_issuer", "issuer", "issuer_subject", unique=True),)
+
+
+class WebSession(Base):
+    """A signed-in browser. Only the hash of what its cookie holds is here."""
+
+    __tablename__ = "sessions"
+
+    token_hash: Mapped[str] = mapped_column(String(64), primary_key=True)
+    account_id: Mapped[int] = mapped_column(ForeignKey("accounts.id"), index=True)
+    created_at: Mapped[dt.datetime] = mapped_column(UtcDateTime)
+    seen_at: Mapped[dt.datetime] = mapped_column(UtcDateTime)
+
+
+class SignInAttempt(Base):
+    """An attempt to sign in that did not succeed, or has not yet."""
+
+    __tablename__ = "sign_in_attempts"
+
+    id: Mapped[int] = mapped_column(_Key, primary_key=True)
+    at: Mapped[dt.datetime] = mapped_column(UtcDateTime)
+    account_hash: Mapped[str] = mapped_column(String(64))
+    """Of the name as it was typed: now and then it is a password."""
+    address: Mapped[str] = mapped_column(String(64))
+
+    __table_args__ = (
+        Index("ix_sign_in_attempts_account", "account_hash", "at"),
+        Index("ix_sign_in_attempts_address", "address", "at"),
+    )
+
+
+class SignInFlow(Base):
+    """A sign-in that is on its way through the identity provider."""
+
+    __tablename__ = "sign_in_flows"
+
+    state_hash: Mapped[str] = mapped_column(String(64), primary_key=True)
+    verifier: Mapped[str] = mapped_column(String(128))
+    nonce: Mapped[str] = mapped_column(String(128))
+    destination: Mapped[str] = mapped_column(Text)
+    """The page that was asked for: a path of ours."""
+    started_at: Mapped[dt.datetime] = mapped_column(UtcDateTime, index=True)

@@ -1,0 +1,82 @@
+"""The clock jumps: what was put off under another time is not put off for that long."""
+
+import datetime as dt
+from collections.abc import Callable
+from pathlib import Path
+
+from sqlalchemy import create_engine, text
+
+from tests.conftest import ROOT, Service
+from tests.faults.conftest import Tally, amount
+from tests.faults.consoles import images, send, until
+from tests.faults.invariants import KINDS, Destination, Ledger
+from tests.faults.services import ask, hold, with_destinations
+from tests.peers import PacsPeer
+from triage.identity import Instance
+from triage.worklist import Arrival, Worklist
+
+# Under faketime, the system call behind time.sleep fails; waiting for nobody is as good.
+SLEEPS_ANYWAY = """
+import threading, time
+time.sleep = lambda seconds: threading.Event().wait(seconds)
+"""
+
+FAKETIME = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
+
+
+def set_clock(file: Path, offset: str) -> None:
+    """Let every process of a service see another time from now on."""
+    new = file.with_suffix(".new")
+    new.write_text(f"{offset}\n")
+    new.rename(file)
+
+
+def test_jumps_of_a_month_there_and_back_break_no_promise(
+    new_service: Callable[..., Service], tmp_path: Path, tally: Tally
+) -> None:
+    """Images and results wait under one time, and go on under another."""
+    assert FAKETIME, "faketime is not installed: `make test` installs it"
+    clock, pacs, ledger = tmp_path / "clock", PacsPeer(), Ledger()
+    set_clock(clock, "+0")
+    (tmp_path / "start").mkdir()
+    (tmp_path / "start" / "sitecustomize.py").write_text(SLEEPS_ANYWAY)
+    service = new_service(
+        **with_destinations(pacs),
+        PYTHONPATH=f"{tmp_path / 'start'}:{ROOT}",
+        LD_PRELOAD=str(FAKETIME[0]),
+        FAKETIME_TIMESTAMP_FILE=str(clock),
+        FAKETIME_CACHE_DURATION="1",
+        FAKETIME_DONT_FAKE_MONOTONIC="1",
+    )
+    service.start()
+    each = amount(1, 20)
+    several = images(3 * each)
+    attempts = "SELECT sum(attempts) FROM deliveries"
+    try:
+        for number, offset in enumerate(["+30d", "-30d", "+0"]):
+            set_clock(clock, offset)
+            tally.fault("jumps of the clock")
+            assert send(service.port, several[number * each : (number + 1) * each], ledger) == each
+            # The PACS is away: results wait for a time that the next jump takes away.
+            before = ask(service, attempts)
+            assert until(lambda so_far=before: ask(service, attempts) > so_far, 60)
+        with pacs:
+            there = Destination("pacs-0", KINDS["dicom"], pacs.taken)
+            hold(service, ledger, tally, [there])
+    finally:
+        service.stop()
+
+
+def test_what_a_clock_that_was_ahead_put_off_is_due(worklist: Worklist) -> None:
+    """A pause that no part of the program makes is the clock's, in both databases."""
+    instance = Instance(**dict.fromkeys(Instance.__slots__, "1.2.3"))
+    worklist.receive(Arrival(instance, "1.2", "AE", "127.0.0.1", "d" * 64, 1))
+    assert worklist.claim("died with its clock ahead") is not None
+    assert worklist.claim("another") is None
+    engine = create_engine(worklist._reading.url)
+    later = dt.datetime.now(dt.UTC).replace(tzinfo=None) + dt.timedelta(days=365)
+    with engine.begin() as connection:
+        statement = text("UPDATE items SET claimed_until = :later")
+        connection.execute(statement, {"later": str(later)})
+    engine.dispose()
+    assert worklist.claim("another") is not None

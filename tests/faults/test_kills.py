@@ -1,0 +1,80 @@
+"""``kill -9`` of each process, and of all at once, at moments that nobody chose."""
+
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.conftest import Service
+from tests.faults.conftest import Tally, amount
+from tests.faults.consoles import Queue, images, shared
+from tests.faults.invariants import KINDS, Destination, Ledger
+from tests.faults.services import hold, with_destinations
+from tests.peers import PacsPeer
+
+ROLES = ("receive", "score", "deliver")
+
+
+def kill_everything(service: Service) -> None:
+    """As the machine's end would: no part sees another end first."""
+    assert service.process is not None
+    listed = subprocess.run(
+        ["ps", "--ppid", str(service.process.pid), "-o", "pid="],
+        capture_output=True, text=True, check=False,
+    ).stdout.split()  # fmt: skip
+    for pid in [service.process.pid, *map(int, listed)]:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    service.process.wait()
+    service.process = None
+
+
+def kill_one(service: Service, role: str) -> bool:
+    """Whether there was one to kill; the supervisor starts it again in its own time."""
+    try:
+        os.kill(service.part(role), signal.SIGKILL)
+    except (LookupError, ProcessLookupError):
+        return False
+    return True
+
+
+@pytest.fixture
+def pacs() -> Iterator[PacsPeer]:
+    """Where results go."""
+    with PacsPeer() as peer:
+        yield peer
+
+
+def test_kills_at_random_moments_break_no_promise(
+    new_service: Callable[..., Service], pacs: PacsPeer, tally: Tally
+) -> None:
+    """Three consoles send on while processes die; in the end all is there, once."""
+    rounds, count = amount(4, 200, "FAULTS_KILLS"), amount(8, 2_000, "FAULTS_IMAGES")
+    chance = random.Random(20_261_123)
+    service = new_service(**with_destinations(pacs))
+    service.start()
+    ledger = Ledger()
+    several = images(count)
+    per_round = -(-count // rounds)
+    for number in range(rounds):
+        batch = several[number * per_round : (number + 1) * per_round]
+        queues = [Queue(service.port, part, ledger) for part in shared(batch, 3)]
+        time.sleep(chance.uniform(0.0, 0.6))
+        # Everything often: a fresh supervisor has no growing pause.
+        victim = ("all", *ROLES)[number] if number < 4 else chance.choice([*ROLES, "all", "all"])
+        if victim == "all":
+            kill_everything(service)
+            service.start(wait=False)
+            tally.fault("kill -9 of all processes at once")
+        elif kill_one(service, victim):
+            tally.fault(f"kill -9 of the part `{victim}`")
+        for queue in queues:
+            queue.finish(120)
+    hold(service, ledger, tally, [Destination("pacs-0", KINDS["dicom"], pacs.taken)], 120 + count)
+    service.stop()

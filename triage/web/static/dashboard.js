@@ -1,0 +1,119 @@
+// Volume, flags, waiting, agreement, consoles and drift, each as a plot and as a table.
+import { get } from "./api.js";
+import { chart, forget } from "./charts.js";
+import { toast } from "./keys.js";
+import { duration, make, REASONS } from "./words.js";
+
+const form = document.getElementById("range");
+const tiles = document.getElementById("tiles");
+const charts = document.getElementById("charts");
+
+const tile = (value, words) => make("div", { class: "tile" }, make("b", { text: value }), make("span", { text: words }));
+const share = (part, whole) => (whole ? part / whole : null);
+const percent = (value) => (value === null ? "–" : `${(100 * value).toFixed(1)} %`);
+const sum = (rows, name) => rows.reduce((total, row) => total + row[name], 0);
+
+function table(title, caption, heads, rows, empty) {
+  const content = rows.length
+    ? make(
+        "div",
+        { class: "scroll", tabindex: "0", role: "region", "aria-label": title },
+        make(
+          "table",
+          { class: "plain" },
+          make("thead", {}, make("tr", {}, ...heads.map((head, at) => make("th", { scope: "col", class: at ? "number" : false, text: head })))),
+          make("tbody", {}, ...rows.map((row) => make("tr", {}, ...row.map((value, at) => make(at ? "td" : "th", { scope: at ? false : "row", class: at ? "number" : false, text: String(value) }))))),
+        ),
+      )
+    : make("p", { class: "empty", text: empty });
+  return make("figure", { class: "chart" }, make("h2", { text: title }), content, make("figcaption", { text: caption }));
+}
+
+async function load() {
+  const { days: back, console: title } = Object.fromEntries(new FormData(form));
+  try {
+    const figures = await get("/api/v1/statistics", { days: back, console: title });
+    consoles(figures.known_consoles);
+    show(figures);
+  } catch (error) {
+    toast(error.message, { kind: "error", seconds: 30 });
+  }
+}
+
+function consoles(known) {
+  const select = form.elements.console;
+  const chosen = select.value;
+  select.replaceChildren(make("option", { value: "", text: "all" }), ...known.map((text) => make("option", { text })));
+  select.value = chosen;
+}
+
+function show({ days, waits, agreement, consoles: perConsole, scores, reasons }) {
+  forget();
+  const [received, scored, flagged] = ["received", "scored", "flagged"].map((name) => sum(days, name));
+  const agreed = sum(agreement, "flagged_confirmed") + sum(agreement, "unflagged_rejected");
+  const read = agreed + sum(agreement, "flagged_rejected") + sum(agreement, "unflagged_confirmed");
+  tiles.replaceChildren(
+    tile(received, "exams received"),
+    tile(percent(share(scored, received)), "of them scored"),
+    tile(percent(share(flagged, scored)), "of the scored flagged"),
+    tile(read, "standing readings"),
+    tile(percent(share(agreed, read)), "agree with the flag"),
+  );
+  const names = days.map((row) => row.day);
+  const column = (rows, name, of) => ({ name, values: rows.map(of) });
+  const flaggedRead = (row) => row.flagged_confirmed + row.flagged_rejected;
+  const restRead = (row) => row.unflagged_confirmed + row.unflagged_rejected;
+  charts.replaceChildren(
+    chart({
+      title: "Exams each day", caption: "Received, and not scored or failed among them. Days are days of UTC.", days: names, digits: 0, bars: true,
+      series: [column(days, "received", (row) => row.received), column(days, "not scored or failed", (row) => row.not_scored + row.failed)],
+    }),
+    chart({
+      title: "Flag rate", caption: "Flagged of the scored. A lasting change without another kind of patients points to drift.", days: names, most: 1, least: 0,
+      series: [column(days, "flagged", (row) => share(row.flagged, row.scored))],
+    }),
+    chart({
+      title: "Agreement with readers", caption: "Of flagged exams, how many a reader confirmed; of unflagged ones, how many a reader rejected. By the day of the reading; both are the readers' verdicts, which may be wrong, too.", days: agreement.map((row) => row.day), most: 1, least: 0,
+      series: [column(agreement, "flagged, confirmed", (row) => share(row.flagged_confirmed, flaggedRead(row))), column(agreement, "unflagged, rejected", (row) => share(row.unflagged_rejected, restRead(row)))],
+    }),
+    chart({
+      title: "Drift of scores", caption: "The mean score of each day.", days: names, most: 1, least: 0,
+      series: [column(days, "mean score", (row) => row.score_mean)],
+    }),
+    chart({
+      title: "Drift of pictures", caption: "The mean novelty of each day: how unlike the training radiographs the pictures are. Above 1 a picture is not scored.", days: names, least: 0,
+      series: [column(days, "mean novelty", (row) => row.novelty_mean)],
+    }),
+    histogram(scores),
+    table(
+      "Waiting until first read", "By the urgency that the exam has.", ["Urgency", "read", "median", "90 %", "longest"],
+      waits.map((row) => [row.urgency, row.read, ...[row.median_minutes, row.p90_minutes, row.longest_minutes].map((minutes) => duration(60 * minutes))]), "No exam of these days was read.",
+    ),
+    table(
+      "Consoles", "What came from each. One console that stands out may have another exposure or another kind of patients.", ["Console", "received", "scored", "flagged", "flag rate", "not scored"],
+      perConsole.map((row) => [row.console, row.received, row.scored, row.flagged, percent(share(row.flagged, row.scored)), row.not_scored]), "No console has sent.",
+    ),
+    table("Why exams were not scored", "By reason.", ["Reason", "exams"], Object.entries(reasons).map(([code, count]) => [REASONS[code] ?? code, count]), "All were scored."),
+  );
+}
+
+/** How scores are spread: ten bars of text and table in one, as there is no day in it. */
+function histogram(scores) {
+  const most = Math.max(...scores, 1);
+  const rows = scores.map((count, at) => {
+    const bar = make("span", { class: "bar-row", "aria-hidden": "true" });
+    bar.style.setProperty("--share", count / most);
+    return make("tr", {}, make("th", { scope: "row", class: "mono", text: `${(at / scores.length).toFixed(1)} to ${((at + 1) / scores.length).toFixed(1)}` }), make("td", { class: "bars" }, bar), make("td", { class: "number", text: count }));
+  });
+  return make(
+    "figure",
+    { class: "chart" },
+    make("h2", { text: "Scores" }),
+    make("table", { class: "plain tight" }, make("thead", {}, make("tr", {}, make("th", { scope: "col", text: "Score" }), make("th", { scope: "col" }, make("span", { class: "hidden", text: "share" })), make("th", { scope: "col", class: "number", text: "exams" }))), make("tbody", {}, ...rows)),
+    make("figcaption", { text: "How many exams have which score. The model's probability, not a diagnosis." }),
+  );
+}
+
+form.addEventListener("input", load);
+form.addEventListener("submit", (event) => event.preventDefault());
+load();
