@@ -1,6 +1,7 @@
 """The ``python -m training`` commands."""
 
 import datetime as dt
+import logging
 import os
 import sys
 from collections.abc import Mapping
@@ -420,6 +421,74 @@ def card(model: Path, out: Path) -> None:
         text += f"\n![Reliability]({plot.name})\n"
     out.write_text(text, "utf-8")
     click.echo(f"{version.version}: the card is in {out}")
+
+
+@main.command()
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder with train/NORMAL and train/PNEUMONIA.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    help="Folder of the study, for report.html and the models; run again to resume.",
+)
+@click.option("--quick", is_flag=True, help="A few pictures and two epochs, to see the report.")
+@click.option("--seed", type=click.IntRange(min=0), default=1, show_default=True)
+@click.option(
+    "--epochs",
+    type=click.IntRange(min=1),
+    help="The most that a model is trained.  [default: 100; with --quick, 2]",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["float32", "mixed_bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="Arithmetic while training; figures are always float32.",
+)
+@click.option(
+    "--about",
+    "about_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="TOML file that states source, licence and population of the data.",
+)
+def study(
+    data: Path,
+    out: Path,
+    quick: bool,
+    seed: int,
+    epochs: int | None,
+    precision: str,
+    about_file: Path | None,
+) -> None:
+    """Train the notebook's models side by side and write a report of them."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # Eight networks in one process are eight traces, which it would warn of.
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    from training.dataset import read_folder
+
+    snapshot = read_folder(data)
+    from training import about, study
+
+    if quick:
+        snapshot = study.sample(snapshot)
+    click.echo(f"{len(snapshot.cases)} pictures, snapshot {snapshot.digest[:19]}")
+    bound = epochs or (study.QUICK_EPOCHS if quick else study.EPOCHS)
+
+    report = study.run(
+        snapshot,
+        about.about(snapshot, about_file),
+        study.new_study(snapshot, seed, precision, bound),  # type: ignore[arg-type]
+        out,
+        click.echo,
+        lambda: _read(snapshot)[..., None],
+        1 if sys.stdout.isatty() else 2,
+    )
+    click.echo(f"The report is {report}. It shows radiographs: keep it where they may be kept.")
 
 
 def run() -> None:

@@ -9,7 +9,8 @@ import json
 import math
 import platform
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,7 @@ from training.dataset import CLASSES, Case, Part, Snapshot
 from training.evaluate import figures, threshold_for
 from training.exported import WEIGHTS, export
 from training.networks import FINE_TUNED, build
+from training.novelty import varied
 from training.quality import fit_and_measure
 from training.versions import replace, seal
 from triage.errors import DataError
@@ -34,6 +36,8 @@ from triage.registry import DESCRIPTION, EXPORTED, FORMAT
 BATCH = 32
 PATIENCE = 10
 WANTED_SENSITIVITY = 0.975
+BEST, LAST = "best.weights.h5", "last.keras"
+NO_COPIES = np.array([], np.int64)
 
 Precision = Literal["float32", "mixed_bfloat16"]
 
@@ -80,34 +84,49 @@ class About:
 
 
 class _Batches(keras.utils.PyDataset):  # type: ignore[misc]
-    """Shuffled batches whose order depends only on the seed and the epoch."""
+    """Shuffled batches whose order depends only on the seed and the epoch.
+
+    ``copies`` are shown besides ``rows``, each time varied in another way.
+    """
 
     def __init__(
         self,
         arrays: npt.NDArray[np.float16],
         labels: npt.NDArray[np.int64],
+        rows: npt.NDArray[np.int64],
+        copies: npt.NDArray[np.int64],
         seed: int,
         epoch: int,
     ) -> None:
         super().__init__()
         self._arrays, self._labels, self._seed, self._epoch = arrays, labels, seed, epoch
+        self._plain, self._rows = len(rows), np.concatenate([rows, copies])
         self._shuffle()
 
     def __len__(self) -> int:
-        return math.ceil(len(self._labels) / BATCH)
+        return math.ceil(len(self._rows) / BATCH)
 
     def __getitem__(self, index: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        rows = self._order[index * BATCH : (index + 1) * BATCH]
-        return self._arrays[rows].astype(np.float32), self._labels[rows].astype(np.float32)
+        places = self._order[index * BATCH : (index + 1) * BATCH]
+        rows = self._rows[places]
+        arrays = self._arrays[rows].astype(np.float32)
+        for array, place in zip(arrays, places, strict=True):
+            if place >= self._plain:
+                random = np.random.default_rng((self._seed, self._epoch, place))
+                array[..., 0] = varied(array[..., 0], random)
+        return arrays, self._labels[rows].astype(np.float32)
 
     def on_epoch_end(self) -> None:
         self._epoch += 1
         self._shuffle()
 
     def _shuffle(self) -> None:
-        self._order = np.random.default_rng((self._seed, self._epoch)).permutation(
-            len(self._labels)
-        )
+        self._order = shuffled(len(self._rows), self._seed, self._epoch)
+
+
+def shuffled(count: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    """The order in which an epoch shows its pictures; the first epoch is 0."""
+    return np.random.default_rng((seed, epoch)).permutation(count)
 
 
 class _Checkpoint(keras.callbacks.Callback):  # type: ignore[misc]
@@ -121,8 +140,8 @@ class _Checkpoint(keras.callbacks.Callback):  # type: ignore[misc]
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         self.history.append({key: round(float(value), 6) for key, value in (logs or {}).items()})
         if best_epoch(self.history) == epoch:
-            replace(self._folder / "best.weights.h5", self.model.save_weights)
-        replace(self._folder / "last.keras", self.model.save)
+            replace(self._folder / BEST, self.model.save_weights)
+        replace(self._folder / LAST, self.model.save)
         # The history is written last: it alone says which epoch is complete.
         replace(self._folder / "history.json", self._write_history)
         if finished(self.history):
@@ -180,23 +199,77 @@ def fit(
     """
     if (out / DESCRIPTION).exists():
         raise DataError(f"{out} already holds a finished model version: choose another --out")
+    # An unknown name and a damaged checkpoint are told before minutes of reading.
+    build(run.architecture)
     folder = out / "checkpoint"
-    history = _open_checkpoint(folder, run)
-    keras.utils.set_random_seed(run.seed)
-    keras.config.set_dtype_policy(run.precision)
-    model = build(run.architecture)
+    history = open_checkpoint(folder, run)
     parts = snapshot.split(run.seed)
     arrays = snapshot.arrays(progress)
-    labels = snapshot.labels
+    network, history = train(
+        run, folder, history, arrays, snapshot.labels, parts, NO_COPIES, epochs, verbose
+    )
+    description = _describe(snapshot, about, run, history, parts, arrays, network)
+    pictures = arrays[..., 0]
+    quality, told = fit_and_measure(pictures, snapshot.patients, parts["held_out"], run.seed)
+    return _write(out, network, quality, {**description, "pictures": told})
+
+
+def train(
+    run: Run,
+    folder: Path,
+    history: list[dict[str, float]],
+    arrays: npt.NDArray[np.float16],
+    labels: npt.NDArray[np.int64],
+    parts: Mapping[Part, npt.NDArray[np.int64]],
+    copies: npt.NDArray[np.int64],
+    epochs: int,
+    verbose: int,
+) -> tuple[keras.Model, list[dict[str, float]]]:
+    """Train until early stopping or ``epochs``, going on from the run's checkpoint.
+
+    Parameters
+    ----------
+    run : Run
+    folder : Path
+        Of the checkpoint.
+    history : list of dict
+        The finished epochs, as :func:`open_checkpoint` gives them.
+    arrays : ndarray of float16, shape (cases, 256, 256, 1), 0 to 1
+    labels : ndarray of int64, shape (cases,), 0 or 1
+    parts : mapping
+        Rows that train and rows that validate.
+    copies : ndarray of int64
+        Rows that train once more, varied in each epoch in another way; see
+        :func:`training.novelty.varied`.
+    epochs : int
+        The most that are trained.
+    verbose : int
+        As in ``keras.Model.fit``.
+
+    Returns
+    -------
+    keras.Model
+        float32, with the weights of the epoch with the lowest validation loss.
+    list of dict
+        Loss and accuracy of every epoch.
+
+    Raises
+    ------
+    DataError
+        The checkpoint is damaged.
+    """
+    keras.utils.set_random_seed(run.seed)
+    keras.config.set_dtype_policy(run.precision)
     if history:
-        model = _load(folder / "last.keras")
+        model = _load_last(folder)
     else:
+        model = build(run.architecture)
         model.compile(keras.optimizers.SGD(), "binary_crossentropy", metrics=["accuracy"])
     checkpoint = _Checkpoint(folder, history)
     if not finished(history) and len(history) < epochs:
-        train, validation = parts["train"], parts["validation"]
+        validation = parts["validation"]
         model.fit(
-            _Batches(arrays[train], labels[train], run.seed, len(history)),
+            _Batches(arrays, labels, parts["train"], copies, run.seed, len(history)),
             validation_data=(arrays[validation].astype(np.float32), labels[validation]),
             validation_batch_size=BATCH,
             initial_epoch=len(history),
@@ -205,16 +278,17 @@ def fit(
             verbose=verbose,
         )
     keras.config.set_dtype_policy("float32")
-    network = build(run.architecture)
-    network.load_weights(folder / "best.weights.h5")
-    description = _describe(snapshot, about, run, checkpoint.history, parts, arrays, network)
-    pictures = arrays[..., 0]
-    quality, told = fit_and_measure(pictures, snapshot.patients, parts["held_out"], run.seed)
-    return _write(out, network, quality, {**description, "pictures": told})
+    return _load_best(folder, run.architecture), checkpoint.history
 
 
-def _open_checkpoint(folder: Path, run: Run) -> list[dict[str, float]]:
-    """The finished epochs of this run; an empty list for a new one."""
+def open_checkpoint(folder: Path, run: Run) -> list[dict[str, float]]:
+    """The finished epochs of this run; an empty list for a new one.
+
+    Raises
+    ------
+    DataError
+        The checkpoint is damaged or of another run.
+    """
     identity = folder / "run.json"
     if not identity.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -234,18 +308,55 @@ def _open_checkpoint(folder: Path, run: Run) -> list[dict[str, float]]:
         raise DataError(
             f"checkpoint in {folder} is of another run (differs in {', '.join(changed)}): {advice}"
         )
+    if history:
+        _load_last(folder)
+        _load_best(folder, run.architecture)
     return history
 
 
-def _load(path: Path) -> keras.Model:
-    try:
+def _load_last(folder: Path) -> keras.Model:
+    """The network and optimizer as the last finished epoch left them."""
+    path = folder / LAST
+    with _damaged(path):
         return keras.saving.load_model(path)
+
+
+def _load_best(folder: Path, architecture: str) -> keras.Model:
+    """The network of the best finished epoch."""
+    path = folder / BEST
+    network = build(architecture)
+    with _damaged(path):
+        network.load_weights(path)
+    return network
+
+
+@contextmanager
+def _damaged(path: Path) -> Iterator[None]:
+    try:
+        yield
     # A boundary: Keras, HDF5 and zip raise what they like on a damaged file.
     except Exception as error:
         raise DataError(
             f"checkpoint {path} is damaged ({type(error).__name__}): remove {path.parent} to "
             "start again"
         ) from error
+
+
+def probabilities(
+    network: keras.Model, arrays: npt.NDArray[np.float16], rows: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float64]:
+    """What a network says of some of the arrays.
+
+    Returns
+    -------
+    ndarray of float64, shape (rows,), 0 to 1
+    """
+    # Batch by batch: a whole part in float32 would need gigabytes.
+    batches = [
+        network.predict_on_batch(arrays[rows[start : start + BATCH]].astype(np.float32))
+        for start in range(0, len(rows), BATCH)
+    ]
+    return np.concatenate(batches)[:, 0].astype(np.float64)
 
 
 def _describe(
@@ -258,24 +369,16 @@ def _describe(
     network: keras.Model,
 ) -> dict[str, Any]:
     """Everything in ``model.json`` that does not depend on the files written."""
-
-    def probabilities(part: Part) -> npt.NDArray[np.float64]:
-        # Batch by batch: a whole part in float32 would need gigabytes.
-        rows = parts[part]
-        batches = [
-            network.predict_on_batch(arrays[rows[start : start + BATCH]].astype(np.float32))
-            for start in range(0, len(rows), BATCH)
-        ]
-        return np.concatenate(batches)[:, 0].astype(np.float64)
-
     labels = snapshot.labels
     validation, held_out = parts["validation"], parts["held_out"]
-    threshold = threshold_for(labels[validation], probabilities("validation"), WANTED_SENSITIVITY)
+    threshold = threshold_for(
+        labels[validation], probabilities(network, arrays, validation), WANTED_SENSITIVITY
+    )
     # Rounded down, so that the case that set it stays flagged.
     threshold = np.floor(threshold * 1e6) / 1e6
     measured = figures(
         labels[held_out],
-        probabilities("held_out"),
+        probabilities(network, arrays, held_out),
         snapshot.patients[held_out],
         threshold,
         run.seed,

@@ -202,7 +202,8 @@ def test_an_unknown_architecture_is_named(folder: Path, tmp_path: Path) -> None:
         command(folder, tmp_path / "model", "no_model"), capture_output=True, text=True, check=False
     )
     assert line.returncode == 1
-    assert "'no_model'; known: efficientnet_lite0, final_model" in line.stderr
+    assert "'no_model'; known: " in line.stderr
+    assert "final_model" in line.stderr
 
 
 @pytest.mark.parametrize(
