@@ -11,10 +11,11 @@ import pytest
 from PIL import Image
 
 from sample_dicom.draw import chest
-from training.augment import varied
+from training.augment import blinded, grafted, varied
 from training.calibrate import calibrate, calibration_error, choose_threshold
 from training.dataset import CLASSES, read_folder
-from training.stress import CHANGES, STRENGTHS, as_sent, changed
+from training.finetune import Varied
+from training.stress import CHANGES, STRENGTHS, as_sent, changed, exchanged, without_lungs
 from triage.card import card
 from triage.explanation import explain
 from triage.network import Network
@@ -287,6 +288,62 @@ def test_a_copy_depends_on_its_generator_only(folder: Path) -> None:
     assert 0.0 <= first.min() < first.max() <= 1.0
     assert np.array_equal(first, varied(grey, 192, np.random.default_rng(1)))
     assert not np.array_equal(first, varied(grey, 192, np.random.default_rng(2)))
+
+
+def test_a_graft_keeps_the_middle_and_takes_the_rim() -> None:
+    """Within 16 hundredths of an edge anything may be the other's; 4 hundredths always are."""
+    for seed in range(20):
+        made = grafted(
+            np.full((256, 256), 200, np.uint8),
+            np.full((256, 256), 50, np.uint8),
+            np.random.default_rng(seed),
+        )
+        assert (made[60:-60, 60:-60] == 200).all()
+        assert (made[[0, -1]] == 50).all()
+        assert (made[:, [0, -1]] == 50).all()
+
+
+def test_who_is_blinded_says_nothing_of_the_middle() -> None:
+    """Two pictures that differ in the middle only are one picture when blinded."""
+    random = np.random.default_rng(3)
+    picture = random.integers(0, 256, (256, 256)).astype(np.uint8)
+    other = picture.copy()
+    other[100:150, 100:150] = 255 - other[100:150, 100:150]
+    differ = []
+    for seed in range(30):
+        covered = [blinded(each, np.random.default_rng(seed)) for each in (picture, other)]
+        assert np.array_equal(covered[0][:5], picture[:5])
+        differ.append(np.abs(covered[0].astype(int) - covered[1].astype(int)).max())
+    # Four greys of a blur may still tell a little.
+    assert np.median(differ) == 0
+    assert max(differ) < 40
+
+
+def test_training_says_unknown_of_who_is_blinded(arrays: list[np.ndarray]) -> None:
+    """About 8 in 100 copies have the label 0.5 and their own weight; the others keep theirs."""
+    pictures = np.rint(np.stack(arrays * 20)[:64] * 255).astype(np.uint8)
+    truth = (np.arange(64) % 4 == 0).astype(np.int64)
+    said, weights = [], []
+    for epoch in range(4):
+        for copies, labels, weight in (Varied(pictures, truth, 1, epoch)[i] for i in range(2)):
+            assert copies.shape == (32, 192, 192, 1)
+            said.append(labels.ravel())
+            weights.append(weight)
+    said_, weighed = np.concatenate(said), np.concatenate(weights)
+    assert 0.03 < np.mean(said_ == 0.5) < 0.15
+    assert set(weighed[said_ == 0.5]) == {1.0}
+    assert weighed[said_ == 1.0].min() == 2.0
+    assert weighed[said_ == 0.0].max() == pytest.approx(2 / 3)
+
+
+def test_exchanged_pictures_have_the_lungs_of_one_and_the_rest_of_the_other() -> None:
+    """Together they are both pictures again."""
+    dark, light = np.zeros((256, 256), np.float32), np.ones((256, 256), np.float32)
+    one, two = exchanged(dark, light), exchanged(light, dark)
+    assert (one + two == 1).all()
+    assert one[128, 128] == 0
+    assert one[0, 0] == 1
+    assert (without_lungs(one) == without_lungs(light)).all()
 
 
 @pytest.mark.parametrize("name", CHANGES)
