@@ -296,7 +296,7 @@ def score(config: Config, stop: threading.Event) -> None:
     """Be a scoring worker until told to stop."""
     from triage.worker import Worker
 
-    with _name(config, "worker") as name:
+    with part_name(config, "worker") as name:
         Worker(
             name,
             worklist(config),
@@ -314,7 +314,7 @@ def deliver(config: Config, stop: threading.Event) -> None:
     from triage.delivery import Deliverer, Materials, Patience
 
     spool, models = Spool(config.spool_folder), registry(config)
-    with _name(config, "deliverer") as name:
+    with part_name(config, "deliverer") as name:
         Deliverer(
             name,
             worklist(config).deliveries,
@@ -389,7 +389,7 @@ def commit(config: Config, stop: threading.Event) -> None:
         return
     from triage.commitment import Committer
 
-    with _name(config, "committer") as name:
+    with part_name(config, "committer") as name:
         Committer(
             name,
             config.ae_title,
@@ -525,7 +525,7 @@ def _only_receiver(config: Config) -> Iterator[None]:
 
 
 @contextmanager
-def _name(config: Config, part: str) -> Iterator[str]:
+def part_name(config: Config, part: str) -> Iterator[str]:
     """A name that no other live process of this node has.
 
     The name is the number of a locked file. A killed process's lock is free at once, so

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import (
     AfterValidator,
@@ -65,6 +66,32 @@ def _url(value: str) -> str:
         raise ValueError("write https://HOST/PATH")
     if parts.username is not None or parts.password is not None:
         raise ValueError("no user and password in it: the signature says who sends")
+    return value
+
+
+AFTER_READINGS = "after-readings"
+"""The schedule that looks at the number of new readings."""
+
+
+def _schedule(value: str) -> str:
+    if value in {"", AFTER_READINGS}:
+        return value
+    from apscheduler.triggers.cron import CronTrigger
+
+    try:
+        CronTrigger.from_crontab(value, "UTC")
+    except ValueError as error:
+        raise ValueError(
+            f"write five cron fields such as `0 2 * * sat`, or {AFTER_READINGS} ({error})"
+        ) from None
+    return value
+
+
+def _time_zone(value: str) -> str:
+    try:
+        ZoneInfo(value)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise ValueError("write the IANA name of a time zone, such as Europe/Berlin") from None
     return value
 
 
@@ -428,6 +455,53 @@ class Config(BaseModel):
     fleet_ring: int = Field(
         default=1, ge=0, le=9, description="Ring 0 gets new model versions first, then ring 1."
     )
+    retrain_schedule: Annotated[str, AfterValidator(_schedule)] = Field(
+        default="",
+        description="When to retrain: five cron fields, `after-readings`, or empty for never.",
+    )
+    retrain_after_readings: int = Field(
+        default=200, ge=1, le=1_000_000, description="New readings that are worth a retraining."
+    )
+    retrain_time_zone: Annotated[str, AfterValidator(_time_zone)] = Field(
+        default="UTC", description="Of the cron fields: an IANA name such as Europe/Berlin."
+    )
+    retrain_jitter_seconds: int = Field(
+        default=0, ge=0, le=86_400, description="Starts are moved at random by up to so much."
+    )
+    retrain_grace_minutes: int = Field(
+        default=240, ge=1, le=10_080, description="A start missed for longer waits for the next."
+    )
+    retrain_epochs: int = Field(
+        default=4, ge=1, le=100, description="How often each picture is shown in a retraining."
+    )
+    retrain_threads: int = Field(
+        default=2, ge=1, le=256, description="Of a retraining's arithmetic."
+    )
+    retrain_nice: int = Field(
+        default=19,
+        ge=0,
+        le=19,
+        description="A retraining's niceness; 19 runs when nothing else does.",
+    )
+    retrain_base_data: OptionalPath = Field(
+        default=None,
+        description="Labelled folder that the champion was trained on, to be rehearsed.",
+    )
+    retrain_rehearsal: int = Field(
+        default=1_000, ge=1, le=1_000_000, description="Pictures of it that a retraining shows."
+    )
+    retrain_reference: OptionalPath = Field(
+        default=None, description="Labelled folder of held-out base data: the gate's reference set."
+    )
+    retrain_policy: OptionalPath = Field(
+        default=None, description="TOML file of the gate's policy."
+    )
+    retrain_locked: OptionalPath = Field(
+        default=None, description="File with a SOP Instance UID a line that may not be lost."
+    )
+    retrain_promotion: Literal["person", "automatic"] = Field(
+        default="person", description="Who approves a proven challenger."
+    )
 
     @model_validator(mode="after")
     def _fit_together(self) -> "Config":
@@ -534,6 +608,11 @@ class Config(BaseModel):
     def fleet_folder(self) -> Path:
         """What was seen of the fleet's repository."""
         return self.home / "fleet"
+
+    @property
+    def retrainings_folder(self) -> Path:
+        """Where retrainings work; each in a folder of its number."""
+        return self.home / "retrainings"
 
     @property
     def locks_folder(self) -> Path:

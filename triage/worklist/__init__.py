@@ -29,6 +29,7 @@ from triage.worklist.journal import journal as _journal
 from triage.worklist.journal import now as _now
 from triage.worklist.queries import Queries
 from triage.worklist.readings import Readings
+from triage.worklist.retrainings import Retrainings
 from triage.worklist.schema import WRITE, open_engine, require_current, unavailable
 from triage.worklist.sessions import Sessions
 from triage.worklist.statistics import Statistics
@@ -119,6 +120,7 @@ class Worklist:
     accounts : Accounts
     sessions : Sessions
     commitments : Commitments
+    retrainings : Retrainings
 
     Raises
     ------
@@ -146,6 +148,7 @@ class Worklist:
         self._reading = open_engine(url, create=False)
         self._writing = self._reading.execution_options(**{WRITE: True})
         self.commitments = Commitments(self._transaction)
+        self.retrainings = Retrainings(self._transaction)
         try:
             require_current(self._reading)
         except WorklistError:

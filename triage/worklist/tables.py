@@ -13,10 +13,12 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     SmallInteger,
     String,
     Text,
     TypeDecorator,
+    Unicode,
     UniqueConstraint,
     false,
     text,
@@ -393,3 +395,50 @@ class SignInFlow(Base):
     destination: Mapped[str] = mapped_column(Text)
     """The page that was asked for: a path of ours."""
     started_at: Mapped[dt.datetime] = mapped_column(UtcDateTime, index=True)
+
+
+class Retraining(Base):
+    """A run of ``triage-retrain``, and what came of it; no patient data."""
+
+    __tablename__ = "retrainings"
+
+    id: Mapped[int] = mapped_column(_Key, primary_key=True)
+    state: Mapped[str] = mapped_column(String(16), index=True)
+    stage: Mapped[str] = mapped_column(String(64))
+    """What it does now, or did last."""
+    trigger: Mapped[str] = mapped_column(String(16))
+    forced: Mapped[bool] = mapped_column(Boolean)
+    cutoff: Mapped[dt.datetime] = mapped_column(UtcDateTime)
+    """Readings up to here count; a run that goes on keeps it."""
+    holder: Mapped[str] = mapped_column(String(128))
+    attempts: Mapped[int] = mapped_column(Integer)
+    """Processes that began since it last came further."""
+    started_at: Mapped[dt.datetime] = mapped_column(UtcDateTime)
+    heartbeat_at: Mapped[dt.datetime] = mapped_column(UtcDateTime)
+    ended_at: Mapped[dt.datetime | None] = mapped_column(UtcDateTime)
+    snapshot: Mapped[str | None] = mapped_column(String(80))
+    champion: Mapped[str | None] = mapped_column(String(128))
+    version: Mapped[str | None] = mapped_column(String(128))
+    outcome: Mapped[str | None] = mapped_column(String(16))
+    """Of the gate."""
+    reason: Mapped[str] = mapped_column(Text)
+
+
+class Lease(Base):
+    """Who alone may do something now, among all nodes."""
+
+    __tablename__ = "leases"
+
+    name: Mapped[str] = mapped_column(String(32), primary_key=True)
+    holder: Mapped[str | None] = mapped_column(String(128))
+    until: Mapped[dt.datetime | None] = mapped_column(UtcDateTime)
+
+
+class RetrainJob(Base):
+    """APScheduler's job store: its own columns, written by it alone."""
+
+    __tablename__ = "retrain_jobs"
+
+    id: Mapped[str] = mapped_column(Unicode(191), primary_key=True)
+    next_run_time: Mapped[float | None] = mapped_column(Float(25), index=True)
+    job_state: Mapped[bytes] = mapped_column(LargeBinary)
