@@ -415,7 +415,7 @@ def card(model: Path, out: Path) -> None:
     version = ModelVersion.load(model)
     text = card_of(version)
     told = version.description.get("calibration")
-    if told is not None:
+    if told is not None and "reliability" in told:
         plot = out.with_suffix(".svg")
         plot.write_text(reliability_plot(told["reliability"], told["reliability_copies"]), "utf-8")
         text += f"\n![Reliability]({plot.name})\n"

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.optimize import minimize
+from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 
 from training.evaluate import Figure, Labels, Probabilities, resampled
@@ -48,6 +50,93 @@ def calibrate(labels: Labels, logits: Logits) -> Calibration:
     columns = logits.reshape(len(labels), -1)
     fitted = LogisticRegression(C=1e6).fit(columns.reshape(-1, 1), labels.repeat(columns.shape[1]))
     return Calibration(float(fitted.coef_[0, 0]), float(fitted.intercept_[0]))
+
+
+SLOPE_SPREAD, INTERCEPT_SPREAD = 0.3, 1.5
+"""Standard deviations of what is believed of a slope and an intercept before any case is seen."""
+
+
+def recalibrate(labels: Labels, logits: Logits, weights: npt.NDArray[np.float64]) -> Calibration:
+    """Fit on few cases, starting from a calibration that was good elsewhere.
+
+    Platt scaling with a normal prior: the slope near 1, held firmly, the intercept near 0, held
+    loosely. So a few cases move the intercept alone, as a site's own share of diseased does,
+    many move both, and none leaves the calibration as it was.
+
+    Parameters
+    ----------
+    labels : ndarray of int64, shape (cases,), 0 or 1
+    logits : ndarray of float64, shape (cases,)
+        Of a network whose last layer has the earlier calibration.
+    weights : ndarray of float64, shape (cases,), above 0
+    """
+    shares = weights / weights.mean()
+
+    def loss(place: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
+        slope, intercept = place
+        calibrated = slope * logits + intercept
+        apart = shares * (expit(calibrated) - labels)
+        held = np.array([(slope - 1.0) / SLOPE_SPREAD**2, intercept / INTERCEPT_SPREAD**2])
+        value = shares @ (np.logaddexp(0.0, calibrated) - labels * calibrated)
+        prior = (slope - 1.0) * held[0] / 2 + intercept * held[1] / 2
+        return float(value + prior), np.array([apart @ logits, apart.sum()]) + held
+
+    found = minimize(
+        loss, np.array([1.0, 0.0]), jac=True, method="L-BFGS-B", bounds=[(0.1, 10.0), (-20, 20)]
+    )
+    return Calibration(float(found.x[0]), float(found.x[1]))
+
+
+def no_worse_threshold(
+    labels: Labels,
+    weights: npt.NDArray[np.float64],
+    flagged: npt.NDArray[np.bool_],
+    probabilities: Probabilities,
+    wanted: float,
+) -> float:
+    """A threshold that is no worse than another model's flags on the same cases.
+
+    Of the thresholds that lose neither sensitivity nor specificity against the flags, the one
+    with the best mean of both, among those with the wanted sensitivity if there are any. If each
+    loses one of them, the highest that loses no sensitivity: a lost specificity costs time, a
+    lost sensitivity a finding. A wanted sensitivity alone would not do: one wrong label among
+    a few dozen diseased would put the threshold near 0.
+
+    Parameters
+    ----------
+    labels : ndarray of int64, shape (cases,), 0 or 1, both present
+    weights : ndarray of float64, shape (cases,), above 0
+    flagged : ndarray of bool, shape (cases,)
+        By the other model.
+    probabilities : ndarray of float64, shape (cases,), 0 to 1
+    wanted : float
+        Sensitivity, 0 to 1.
+
+    Returns
+    -------
+    float
+        Midway, in logits, between the lowest case that it flags and the next one below.
+    """
+    ill, well = labels == 1, labels == 0
+    sensitive = float(weights[ill] @ flagged[ill] / weights[ill].sum())
+    specific = float(weights[well] @ ~flagged[well] / weights[well].sum())
+    candidates = np.unique(probabilities)
+    above = probabilities[np.newaxis] >= candidates[:, np.newaxis]
+    finds = above[:, ill] @ weights[ill] / weights[ill].sum()
+    spares = ~above[:, well] @ weights[well] / weights[well].sum()
+    keeps = finds >= sensitive - 1e-9
+    fine = keeps & (spares >= specific - 1e-9)
+    if (fine & (finds >= wanted)).any():
+        fine &= finds >= wanted
+    chosen = (
+        int(np.argmax(np.where(fine, finds + spares, -1.0)))
+        if fine.any()
+        else int(np.flatnonzero(keeps)[-1])
+    )
+    highest = float(candidates[chosen])
+    below = float(candidates[chosen - 1]) if chosen else 0.0
+    pair = logit(np.clip([below, highest], 1e-6, 1.0 - 1e-6))
+    return min(float(expit(pair.mean())), highest)
 
 
 def choose_threshold(

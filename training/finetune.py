@@ -1,6 +1,8 @@
 """Training a network from pretrained weights on pictures that are varied at random."""
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import keras
@@ -35,36 +37,38 @@ class Varied(keras.utils.PyDataset):  # type: ignore[misc]
     """Batches of varied copies; a copy depends on seed, epoch and row only."""
 
     def __init__(
-        self, pictures: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64], seed: int, epoch: int
+        self,
+        pictures: npt.NDArray[np.uint8],
+        targets: npt.NDArray[np.float32],
+        weights: npt.NDArray[np.float32],
+        seed: int,
+        epoch: int,
     ) -> None:
         # Pillow and NumPy work outside of Python's lock: two threads keep two cores busy.
         super().__init__(workers=2, use_multiprocessing=False, max_queue_size=8)
-        self._pictures, self._labels, self._seed, self._epoch = pictures, labels, seed, epoch
-        counts = np.bincount(labels, minlength=2)
-        self._weights = (len(labels) / (2.0 * counts)).astype(np.float32)
+        self._pictures, self._targets, self._weights = pictures, targets, weights
+        self._seed, self._epoch = seed, epoch
         self._shuffle()
 
     def __len__(self) -> int:
-        return max(1, len(self._labels) // BATCH)
+        return max(1, len(self._targets) // BATCH)
 
     def __getitem__(self, index: int) -> tuple[npt.NDArray[np.float32], ...]:
         rows = self._order[index * BATCH : (index + 1) * BATCH]
         drawn = [self._copy(int(row)) for row in rows]
-        copies = np.stack([copy for copy, _ in drawn])
-        labels = np.array([label for _, label in drawn], np.float32)
-        weights = np.where(labels == UNKNOWN, np.float32(1), self._weights[self._labels[rows]])
-        return copies[..., None], labels[:, None], weights
+        copies, targets, weights = (np.stack(column) for column in zip(*drawn, strict=True))
+        return copies[..., None], targets[:, None], weights
 
-    def _copy(self, row: int) -> tuple[Array, float]:
-        """A copy of a picture, and what is to be said of it."""
+    def _copy(self, row: int) -> tuple[Array, np.float32, np.float32]:
+        """A copy of a picture, what is to be said of it, and how much that counts."""
         random = np.random.default_rng((self._seed, self._epoch, row))
-        picture, label = self._pictures[row], float(self._labels[row])
+        picture, target, weight = self._pictures[row], self._targets[row], self._weights[row]
         kind = random.random()
         if kind < GRAFTED:
-            picture = grafted(picture, self._pictures[random.integers(len(self._labels))], random)
+            picture = grafted(picture, self._pictures[random.integers(len(self._targets))], random)
         elif kind < GRAFTED + BLINDED:
-            picture, label = blinded(picture, random), UNKNOWN
-        return varied(picture, WORKS_AT, random), label
+            picture, target, weight = blinded(picture, random), np.float32(UNKNOWN), np.float32(1)
+        return varied(picture, WORKS_AT, random), target, weight
 
     def on_epoch_end(self) -> None:
         """Draw anew."""
@@ -73,8 +77,14 @@ class Varied(keras.utils.PyDataset):  # type: ignore[misc]
 
     def _shuffle(self) -> None:
         self._order = np.random.default_rng((self._seed, self._epoch)).permutation(
-            len(self._labels)
+            len(self._targets)
         )
+
+
+def balanced(labels: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    """A weight for each case, so that both classes count the same; their mean is 1."""
+    counts = np.bincount(labels, minlength=2)
+    return np.asarray((len(labels) / (2.0 * counts))[labels], np.float32)
 
 
 def train(
@@ -117,30 +127,86 @@ def train(
     DataError
         The checkpoint is damaged, or the ImageNet weights are missing.
     """
+    return go_on(
+        lambda: imagenet_trainee(precision),
+        Rate(PEAK, DECAY),
+        (pictures, labels.astype(np.float32), balanced(labels)),
+        folder,
+        seed,
+        epochs,
+        verbose,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """How fast a network learns: the highest learning rate, and the weight decay."""
+
+    peak: float
+    decay: float
+
+
+def imagenet_trainee(precision: str) -> keras.Model:
+    """A network with ImageNet's weights."""
+    network = new_trainee(precision)
+    imagenet(network)
+    return network
+
+
+def new_trainee(precision: str) -> keras.Model:
+    """A fresh network whose arithmetic is of a Keras dtype policy."""
+    keras.config.set_dtype_policy(precision)
+    network = trainee()
+    keras.config.set_dtype_policy("float32")
+    return network
+
+
+def go_on(
+    begin: Callable[[], keras.Model],
+    rate: Rate,
+    shown: tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32], npt.NDArray[np.float32]],
+    folder: Path,
+    seed: int,
+    epochs: int,
+    verbose: int,
+    tell: Callable[[int], None] = lambda _: None,
+) -> tuple[keras.Model, list[dict[str, float]]]:
+    """Train for a fixed number of epochs, from the last one that a folder holds.
+
+    Parameters
+    ----------
+    begin : callable
+        Gives the network that training starts from.
+    rate : Rate
+    shown : tuple of ndarray
+        Pictures, uint8, shape (cases, 256, 256); what is to be said of each, float32, shape
+        (cases,), 0 to 1; and how much each counts, float32, shape (cases,).
+    folder, seed, epochs, verbose
+        As in :func:`train`.
+    tell : callable
+        Is told the number of epochs that are finished, after each.
+    """
     keras.utils.set_random_seed(seed)
-    checkpoint = _Checkpoint(folder)
+    checkpoint = _Checkpoint(folder, tell)
     if checkpoint.history:
         network = load(folder / LAST)
     else:
-        keras.config.set_dtype_policy(precision)
-        network = trainee()
-        keras.config.set_dtype_policy("float32")
-        imagenet(network)
+        network = begin()
         freeze(network)
-        steps = epochs * max(1, len(labels) // BATCH)
+        steps = epochs * max(1, len(shown[1]) // BATCH)
         warm_up = int(WARM_UP * steps)
-        rate = keras.optimizers.schedules.CosineDecay(
-            0.0, steps - warm_up, warmup_target=PEAK, warmup_steps=warm_up
+        schedule = keras.optimizers.schedules.CosineDecay(
+            0.0, steps - warm_up, warmup_target=rate.peak, warmup_steps=warm_up
         )
         network.compile(
-            keras.optimizers.AdamW(rate, weight_decay=DECAY),
+            keras.optimizers.AdamW(schedule, weight_decay=rate.decay),
             keras.losses.BinaryCrossentropy(label_smoothing=SMOOTHING),
             weighted_metrics=["accuracy"],
         )
     done = len(checkpoint.history)
     if done < epochs:
         network.fit(
-            Varied(pictures, labels, seed, done),
+            Varied(*shown, seed, done),
             initial_epoch=done,
             epochs=epochs,
             callbacks=[checkpoint],
@@ -164,9 +230,9 @@ def reopened(folder: Path) -> tuple[keras.Model, list[dict[str, float]]]:
 class _Checkpoint(keras.callbacks.Callback):  # type: ignore[misc]
     """Keeps the last finished epoch on disk."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, tell: Callable[[int], None] = lambda _: None) -> None:
         super().__init__()
-        self._folder = folder
+        self._folder, self._tell = folder, tell
         self.history: list[dict[str, float]] = []
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / HISTORY).exists():
@@ -183,6 +249,7 @@ class _Checkpoint(keras.callbacks.Callback):  # type: ignore[misc]
         replace(self._folder / LAST, self.model.save)
         # The history is written last: it alone says which epoch is complete.
         replace(self._folder / HISTORY, self._write)
+        self._tell(len(self.history))
 
     def _write(self, path: Path) -> None:
         path.write_text(json.dumps(self.history, indent=1), "utf-8")

@@ -13,6 +13,14 @@ _MEASURED_ON = {
     "out_of_fold": "out of fold",
     "held_out": "held-out patients",
     "copies": "changed copies",
+    "validation": "the site's validation part",
+}
+
+
+_RELIABILITY = {
+    "reliability": "out of fold",
+    "reliability_copies": "changed copies",
+    "reliability_validation": "the site's validation part",
 }
 
 
@@ -131,8 +139,8 @@ def _calibration(told: Mapping[str, Any] | None) -> Iterator[str]:
     yield ""
     yield "| on | cases | mean probability | share with pneumonia |"
     yield "|---|---|---|---|"
-    for key, name in (("reliability", "out of fold"), ("reliability_copies", "changed copies")):
-        for row in told[key]:
+    for key, name in _RELIABILITY.items():
+        for row in told.get(key, ()):
             yield (
                 f"| {name} | {row['cases']:,} | {row['probability']:.3f} | {row['diseased']:.3f} |"
             )

@@ -487,8 +487,11 @@ class Config(BaseModel):
         default=None,
         description="Labelled folder that the champion was trained on, to be rehearsed.",
     )
-    retrain_rehearsal: int = Field(
-        default=1_000, ge=1, le=1_000_000, description="Pictures of it that a retraining shows."
+    retrain_pictures: int = Field(
+        default=1_000,
+        ge=1,
+        le=1_000_000,
+        description="Of the base data, and at least of the site, shown in an epoch.",
     )
     retrain_reference: OptionalPath = Field(
         default=None, description="Labelled folder of held-out base data: the gate's reference set."
