@@ -615,7 +615,12 @@ class Config(BaseModel):
     @property
     def retrainings_folder(self) -> Path:
         """Where retrainings work; each in a folder of its number."""
-        return self.home / "retrainings"
+        return self.home / "training" / "runs"
+
+    @property
+    def snapshots_folder(self) -> Path:
+        """What challengers were trained on: a manifest for each snapshot, by its digest."""
+        return self.home / "training" / "snapshots"
 
     @property
     def locks_folder(self) -> Path:

@@ -463,6 +463,23 @@ class Registry:
         self._move("ROLLED_BACK", who, why, after, earlier)
         return earlier
 
+    def shadow(self, version: str, *, who: str, why: str = "") -> None:
+        """Let a version that the gate has proven score silently beside the champion.
+
+        Raises
+        ------
+        ModelError
+            The gate has not proven it against the present champion, or it is damaged.
+        """
+        champion = self.champion().version
+        against = [d for d in self.decisions(version) if d.champion == champion]
+        if not against or against[-1].outcome != PROVEN:
+            raise ModelError(
+                f"the gate has not proven {version} against the champion {champion}: it does not "
+                "score in shadow"
+            )
+        self.name(SHADOW, version, who=who, why=why)
+
     def settle(self) -> None:
         """Finish a move that a crash broke off: write the aliases that the history comes to."""
         if (self.folder / HISTORY).exists():

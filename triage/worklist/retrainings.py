@@ -17,6 +17,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from triage.worklist.journal import now
+from triage.worklist.readings import UNDO
 from triage.worklist.tables import Lease, Reading, Retraining, RetrainJob, Withdrawal
 
 LEASE = dt.timedelta(seconds=60)
@@ -58,7 +59,7 @@ class RetrainingRecord:
         ``command`` or ``schedule``.
     forced : bool
     cutoff : datetime
-        Readings up to here count.
+        Readings up to here count: none that its reader may still withdraw.
     holder : str
         The process that works on it, or did last.
     attempts : int
@@ -124,15 +125,26 @@ class Retrainings:
             lease = session.get_one(Lease, SCHEDULE)
             return lease.holder if _held(lease) else None
 
-    def start(self, holder: str, trigger: str, *, forced: bool) -> RetrainingRecord | None:
-        """Begin a run, or go on with the one whose process died.
+    def start(
+        self, holder: str, trigger: str, *, forced: bool = False, anew: bool = True
+    ) -> RetrainingRecord | None:
+        """Go on with the run whose process died, or begin one.
 
         A run whose processes died :data:`MOST_ATTEMPTS` times at the same place is FAILED here.
+
+        Parameters
+        ----------
+        holder : str
+        trigger : str
+        forced : bool
+            Of a new run.
+        anew : bool
+            Whether a run is begun if there is none to go on with.
 
         Returns
         -------
         RetrainingRecord or None
-            None if another process runs one.
+            None if another process runs one, or there is none to go on with.
         """
         with self._transaction(write=True) as session:
             if not _take(session, RETRAINING, holder):
@@ -148,12 +160,15 @@ class Retrainings:
                     f"its process died {MOST_ATTEMPTS} times while {left.stage}: see the log and "
                     "the system's, memory may be short"
                 )
+            if not anew:
+                _give_back(session, RETRAINING, holder)
+                return None
             begun = Retraining(
                 state=RetrainingState.RUNNING,
                 stage="looking at readings",
                 trigger=trigger,
                 forced=forced,
-                cutoff=at,
+                cutoff=at - UNDO,
                 holder=holder,
                 attempts=1,
                 started_at=at,
