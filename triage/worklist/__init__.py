@@ -27,6 +27,7 @@ from triage.worklist.deliveries import Deliveries, ResultKind, Route, enqueue
 from triage.worklist.items import State, WorklistItem, find, place, shown, unknown
 from triage.worklist.journal import journal as _journal
 from triage.worklist.journal import now as _now
+from triage.worklist.learning import Learning
 from triage.worklist.queries import Queries
 from triage.worklist.readings import Readings
 from triage.worklist.schema import WRITE, open_engine, require_current, unavailable
@@ -119,6 +120,7 @@ class Worklist:
     accounts : Accounts
     sessions : Sessions
     commitments : Commitments
+    learning : Learning
 
     Raises
     ------
@@ -146,6 +148,7 @@ class Worklist:
         self._reading = open_engine(url, create=False)
         self._writing = self._reading.execution_options(**{WRITE: True})
         self.commitments = Commitments(self._transaction)
+        self.learning = Learning(self._transaction)
         try:
             require_current(self._reading)
         except WorklistError:

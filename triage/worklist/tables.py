@@ -393,3 +393,35 @@ class SignInFlow(Base):
     destination: Mapped[str] = mapped_column(Text)
     """The page that was asked for: a path of ours."""
     started_at: Mapped[dt.datetime] = mapped_column(UtcDateTime, index=True)
+
+
+class SiteKey(Base):
+    """The one secret that turns Patient IDs into the names that snapshots know patients by."""
+
+    __tablename__ = "site_key"
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    key: Mapped[str] = mapped_column(String(64))
+
+
+class PatientConsent(Base):
+    """That a patient's data left training, or came back. Appended, never edited."""
+
+    __tablename__ = "patient_consents"
+
+    id: Mapped[int] = mapped_column(_Key, primary_key=True)
+    patient: Mapped[str] = mapped_column(String(64), index=True)
+    """The patient's keyed hash."""
+    withdrawn: Mapped[bool] = mapped_column(Boolean)
+    at: Mapped[dt.datetime] = mapped_column(UtcDateTime)
+
+
+class ExamDraw(Base):
+    """Which side a patient was drawn to when a label of theirs was first seen; never redrawn."""
+
+    __tablename__ = "exam_draws"
+
+    patient: Mapped[str] = mapped_column(String(64), primary_key=True)
+    """The patient's keyed hash."""
+    in_exam: Mapped[bool] = mapped_column(Boolean)
+    drawn_at: Mapped[dt.datetime] = mapped_column(UtcDateTime)
