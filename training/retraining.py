@@ -13,7 +13,7 @@ import os
 import resource
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -220,9 +220,7 @@ class _Job:
         self._is_at("asking the gate", version=model.version)
         model = self._registry.add(model.folder)
         if not self._known(model):
-            self._registry.name(
-                CHALLENGER, model.version, who=WHO, why=f"retraining {run.id}"
-            )
+            self._registry.name(CHALLENGER, model.version, who=WHO, why=f"retraining {run.id}")
         outcome, told = self._decided(champion, model, snapshot, rehearsal)
         self._is_at("recording", outcome=outcome)
         return RetrainingState.DONE, told
@@ -237,8 +235,10 @@ class _Job:
         from training import challenger
 
         settings = challenger.Settings(config.retrain_epochs, config.retrain_pictures, SEED)
-        place = config.retrainings_folder / str(self._run.id) / _name(
-            champion, snapshot, rehearsal, settings
+        place = (
+            config.retrainings_folder
+            / str(self._run.id)
+            / _name(champion, snapshot, rehearsal, settings)
         )
         with suppress(FileNotFoundError):
             for other in config.retrainings_folder.iterdir():
@@ -264,7 +264,9 @@ class _Job:
         rehearsal: Rehearsal | None,
     ) -> tuple[str, str]:
         """Let the gate decide, once, and do what follows; its outcome, and all in one line."""
-        before = [d for d in self._registry.decisions(model.version) if d.champion == champion.version]
+        before = [
+            d for d in self._registry.decisions(model.version) if d.champion == champion.version
+        ]
         stored = before[-1] if before else None
         if stored is None:
             site, reference = self._exams(champion, model, snapshot, rehearsal)
@@ -469,7 +471,9 @@ def _alive(worklist: Worklist, holder: str, run: RetrainingRecord) -> Iterator[N
 def _lost(number: int) -> None:
     """End at once: another process has taken the run over, and may be at the same files."""
     structlog.get_logger("retrain").error(
-        "another process has taken this retraining over", action="retraining_lost", retraining=number
+        "another process has taken this retraining over",
+        action="retraining_lost",
+        retraining=number,
     )
     os._exit(LOST)
 

@@ -6,6 +6,7 @@ import fcntl
 import logging
 import os
 import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -423,6 +424,24 @@ def web(config: Config, stop: threading.Event) -> None:
         with_database.close()
 
 
+def retrain(config: Config, stop: threading.Event) -> None:
+    """Start retrainings when they are due, until told to stop; without a schedule, only wait.
+
+    The program of the package ``training`` does it, which this one does not import: a site that
+    does not retrain needs no TensorFlow.
+    """
+    if not config.retrain_schedule:
+        stop.wait()
+        return
+    line = [sys.executable, "-m", "training.retrain", "schedule", "--keep", "--supervised"]
+    # Its standard input ends with us, and it with that.
+    with subprocess.Popen(line, stdin=subprocess.PIPE) as process:
+        while not stop.wait(0.1):
+            if process.poll() is not None:
+                raise ServiceError("the schedule of retrainings ended; its line above says why")
+        process.terminate()
+
+
 def _tell_first_operator(with_database: Worklist, config: Config) -> None:
     """Make the first account and show its one-time password, here and never again."""
     password = with_database.accounts.first_operator()
@@ -442,6 +461,7 @@ ROLES: dict[str, Callable[[Config, threading.Event], None]] = {
     "deliver": deliver,
     "commit": commit,
     "web": web,
+    "retrain": retrain,
 }
 """The parts of the service, each a process."""
 
@@ -471,7 +491,11 @@ def serve(config: Config, roles: Sequence[str], *, supervised: bool) -> None:
         ROLES[roles[0]](config, stop)
         return
     # Else a process with nothing to do.
-    has_work = {"deliver": config.destinations, "commit": config.commitment_peers}
+    has_work = {
+        "deliver": config.destinations,
+        "commit": config.commitment_peers,
+        "retrain": config.retrain_schedule,
+    }
     Supervisor(
         {
             role: [sys.executable, "-m", "triage", "serve", "--roles", role, "--supervised"]

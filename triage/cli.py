@@ -34,7 +34,7 @@ TABLE_ROWS = 50
 OPERATOR = "operator"
 """Who an event names when a command moved something."""
 
-SERVED = ("receive", "score", "deliver", "commit", "web")
+SERVED = ("receive", "score", "deliver", "commit", "web", "retrain")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

@@ -608,6 +608,11 @@ class Config(BaseModel):
         return self.home / "keys"
 
     @property
+    def arrays_folder(self) -> Path:
+        """Where training keeps the arrays of labelled exams."""
+        return self.home / "training" / "arrays"
+
+    @property
     def fleet_folder(self) -> Path:
         """What was seen of the fleet's repository."""
         return self.home / "fleet"

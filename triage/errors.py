@@ -19,6 +19,7 @@
     |   |-- KeyReused               an idempotency key came with another request
     |   |-- BadCursor               a page is asked for by what is no place in the list
     |   |-- BadImport               a file of readings has lines that cannot be taken
+    |   |-- UnknownPatient          no worklist item has that Patient ID
     |   |-- UnknownDelivery         no delivery has that number
     |   |-- UnknownCommitment       no request for Storage Commitment has that number
     |   |-- AccountError            an account cannot be made or changed so
@@ -135,6 +136,10 @@ class BadCursor(WorklistError):
 
 class BadImport(WorklistError):
     """A file of readings has lines that cannot be taken; nothing of it was."""
+
+
+class UnknownPatient(WorklistError):
+    """No worklist item has the Patient ID that was asked for."""
 
 
 class UnknownDelivery(WorklistError):

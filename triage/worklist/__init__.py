@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import CursorResult, Row, Select, func, or_, select, update
+from sqlalchemy import CursorResult, Engine, Row, Select, func, or_, select, update
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
@@ -27,6 +27,7 @@ from triage.worklist.deliveries import Deliveries, ResultKind, Route, enqueue
 from triage.worklist.items import State, WorklistItem, find, place, shown, unknown
 from triage.worklist.journal import journal as _journal
 from triage.worklist.journal import now as _now
+from triage.worklist.learning import Learning
 from triage.worklist.queries import Queries
 from triage.worklist.readings import Readings
 from triage.worklist.retrainings import Retrainings
@@ -121,6 +122,7 @@ class Worklist:
     sessions : Sessions
     commitments : Commitments
     retrainings : Retrainings
+    learning : Learning
 
     Raises
     ------
@@ -149,11 +151,16 @@ class Worklist:
         self._writing = self._reading.execution_options(**{WRITE: True})
         self.commitments = Commitments(self._transaction)
         self.retrainings = Retrainings(self._transaction)
+        self.learning = Learning(self._transaction)
         try:
             require_current(self._reading)
         except WorklistError:
             self.close()
             raise
+
+    def engine(self) -> Engine:
+        """For APScheduler's job store, which brings its own SQL; each transaction may write."""
+        return self._writing
 
     def close(self) -> None:
         """Give the connections back."""

@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TextIO, get_args
+from typing import Literal, TextIO, get_args
 
 from sqlalchemy import Select, delete, func, select
 from sqlalchemy.orm import Session
@@ -31,6 +31,7 @@ from triage.worklist.audit import Action, record
 from triage.worklist.deliveries import DeliveryState, ResultKind, Route, enqueue
 from triage.worklist.items import State, WorklistItem, find, place, shown
 from triage.worklist.journal import journal, now
+from triage.worklist.learning import StandingReading
 from triage.worklist.tables import (
     AnsweredRequest,
     Delivery,
@@ -178,6 +179,40 @@ class LineReport:
     line: int
     sop_instance_uid: str
     problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """What an item's standing readings come to.
+
+    Attributes
+    ----------
+    kind : {'single', 'agreed', 'adjudicated', 'unresolved'}
+        One reader; several of one opinion; a disagreement that somebody settled; one that
+        nobody has.
+    verdict : str or None
+        None if unresolved.
+    """
+
+    kind: Literal["single", "agreed", "adjudicated", "unresolved"]
+    verdict: str | None
+
+
+def resolve(standing: Sequence[Reading | StandingReading]) -> Resolution:
+    """Of each reader the newest counts; the last adjudication settles whatever was said.
+
+    Parameters
+    ----------
+    standing : sequence of readings
+        At least one, oldest first, none of them withdrawn.
+    """
+    for reading in reversed(standing):
+        if reading.adjudicates:
+            return Resolution("adjudicated", reading.verdict)
+    newest = {reading.reader: reading.verdict for reading in standing}
+    if len(set(newest.values())) > 1:
+        return Resolution("unresolved", None)
+    return Resolution("single" if len(newest) == 1 else "agreed", standing[-1].verdict)
 
 
 class Readings:
@@ -490,12 +525,9 @@ def _settle(session: Session, item: Item) -> None:
         item.state, item.unread, item.disagreement = State.SCORED, True, False
         place(session, item)
         return
-    settled = max((reading.id for reading in standing if reading.adjudicates), default=0)
-    newest = {reading.reader: reading.verdict for reading in standing if reading.id >= settled}
-    item.disagreement = settled == 0 and len(set(newest.values())) > 1
-    verdict = standing[-1].verdict
-    if settled:
-        verdict = next(reading.verdict for reading in standing if reading.id == settled)
+    resolution = resolve(standing)
+    item.disagreement = resolution.kind == "unresolved"
+    verdict = resolution.verdict or standing[-1].verdict
     item.state = State.CONFIRMED if verdict == "confirmed" else State.REJECTED
     item.unread = False
     place(session, item)

@@ -442,3 +442,35 @@ class RetrainJob(Base):
     id: Mapped[str] = mapped_column(Unicode(191), primary_key=True)
     next_run_time: Mapped[float | None] = mapped_column(Float(25), index=True)
     job_state: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class SiteKey(Base):
+    """The one secret that turns Patient IDs into the names that snapshots know patients by."""
+
+    __tablename__ = "site_key"
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    key: Mapped[str] = mapped_column(String(64))
+
+
+class PatientConsent(Base):
+    """That a patient's data left training, or came back. Appended, never edited."""
+
+    __tablename__ = "patient_consents"
+
+    id: Mapped[int] = mapped_column(_Key, primary_key=True)
+    patient: Mapped[str] = mapped_column(String(64), index=True)
+    """The patient's keyed hash."""
+    withdrawn: Mapped[bool] = mapped_column(Boolean)
+    at: Mapped[dt.datetime] = mapped_column(UtcDateTime)
+
+
+class ExamDraw(Base):
+    """Which side a patient was drawn to when a label of theirs was first seen; never redrawn."""
+
+    __tablename__ = "exam_draws"
+
+    patient: Mapped[str] = mapped_column(String(64), primary_key=True)
+    """The patient's keyed hash."""
+    in_exam: Mapped[bool] = mapped_column(Boolean)
+    drawn_at: Mapped[dt.datetime] = mapped_column(UtcDateTime)
