@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -24,8 +25,8 @@ from triage.config import (
     without_password,
 )
 from triage.durable import keep_folder
-from triage.errors import ConfigError, ModelError, ServiceError
-from triage.registry import CHAMPION, DESCRIPTION, ModelVersion, Registry
+from triage.errors import ConfigError, ModelError, ServiceError, WorklistError
+from triage.registry import CHAMPION, DESCRIPTION, SHADOW, ModelVersion, Registry
 from triage.scoring import Scorer
 from triage.spool import Spool
 from triage.supervisor import Supervisor, stop_on_signals, stop_with_parent
@@ -41,13 +42,19 @@ if TYPE_CHECKING:
     from triage.bundles import Keys
     from triage.quality import Quality
     from triage.scp import Door
+    from triage.shadow import Pair
     from triage.sinks import Sink
     from triage.worker import Champion
+    from triage.worklist.drifts import Alarm
+    from triage.worklist.shadows import Comparison
 
 BUNDLED = Path(__file__).parent / "bundled"
 """Model versions that come with the program."""
 
 MAX_WORKERS = 64
+
+SHADOW_PAUSE, DRIFT_PAUSE, OUTAGE_PAUSE = 1.0, 60.0, 5.0
+"""Seconds: between looks for work in shadow, between looks for drift, after an outage."""
 
 _TAKEN = {
     "dicom": (ResultKind.FINDING, ResultKind.HEAT_MAP, ResultKind.READING),
@@ -171,6 +178,42 @@ def keys(config: Config) -> "Keys":
     from triage.bundles import Keys
 
     return Keys(config.keys_folder)
+
+
+def approve(config: Config, version: str, who: str, why: str, *, force: bool) -> None:
+    """Let a version that was proven, and then seen in shadow, become champion.
+
+    Raises
+    ------
+    ModelError
+        It is not proven, or has scored too few exams in shadow, and is not forced.
+    """
+    models = registry(config)
+    seen = shadowed(config, version)
+    if not force and seen.exams < config.shadow_exams:
+        raise ModelError(
+            f"{version} has scored {seen.exams} exams in shadow beside {seen.champion}, "
+            f"{config.shadow_exams} are wanted (TRIAGE_SHADOW_EXAMS): wait, start it with `triage "
+            "models shadow --start`, or approve with --force and a reason"
+        )
+    models.approve(version, who=who, why=why, force=force, shadow=seen.as_json())
+
+
+def shadowed(config: Config, version: str) -> "Comparison":
+    """A version's silent scores against the champion's on the same exams.
+
+    Raises
+    ------
+    ModelError
+        There is no such version.
+    """
+    models = registry(config)
+    models.version(version)
+    with_database = worklist(config)
+    try:
+        return with_database.shadows.compared(version, models.champion().version)
+    finally:
+        with_database.close()
 
 
 def promote(config: Config, version: str, who: str, why: str) -> None:
@@ -442,6 +485,73 @@ def retrain(config: Config, stop: threading.Event) -> None:
         process.terminate()
 
 
+def observe(config: Config, stop: threading.Event) -> None:
+    """Let a challenger in shadow score silently, and watch for drift, until told to stop."""
+    from triage.shadow import Shadow, stand_back
+
+    stand_back()
+    log = structlog.get_logger("observe")
+    models, with_database = registry(config), worklist(config)
+    shadow = Shadow(with_database.shadows, Spool(config.spool_folder), _current_pair(models))
+    checked = time.monotonic()
+    while not stop.is_set():
+        try:
+            if not shadow.step():
+                stop.wait(SHADOW_PAUSE)
+            if time.monotonic() - checked >= DRIFT_PAUSE:
+                watch_drift(config, with_database)
+                checked = time.monotonic()
+        except (WorklistError, ModelError) as error:
+            of = "model" if isinstance(error, ModelError) else "worklist"
+            log.warning("outage", action=f"{of}_unavailable", error=str(error))
+            stop.wait(OUTAGE_PAUSE)
+
+
+def watch_drift(config: Config, with_database: Worklist) -> "list[Alarm]":
+    """Raise the alarms that are due; the new ones. Each is a line in the log, once."""
+    models = registry(config)
+    champion, since = models.aliases().get(CHAMPION), models.since(CHAMPION)
+    if champion is None or since is None:
+        return []
+    raised = with_database.drifts.check(champion, since, config.drift_patience)
+    for alarm in raised:
+        structlog.get_logger("observe").warning(
+            "drift",
+            action="drift",
+            alarm=alarm.id,
+            measure=str(alarm.measure),
+            console=alarm.console or "all",
+            model_version=alarm.model_version,
+            began_at=alarm.began_at.isoformat(timespec="seconds"),
+            advice="look at the dashboard, then `triage drift acknowledge`",
+        )
+    return raised
+
+
+def _current_pair(models: Registry) -> "Callable[[], Pair | None]":
+    """Gives who is in shadow, compiled anew only when an alias has moved."""
+    from triage.shadow import Pair
+
+    compiled: dict[str, Pair] = {}
+
+    def current() -> Pair | None:
+        aliases = models.aliases()
+        version, champion = aliases.get(SHADOW), aliases.get(CHAMPION)
+        if version is None or champion is None or version == champion:
+            compiled.clear()
+            return None
+        since = models.since(SHADOW)
+        if since is None:
+            return None
+        found = compiled.get(version)
+        if found is None or (found.champion, found.since) != (champion, since):
+            compiled.clear()
+            found = compiled[version] = Pair(_network(models.version(version)), champion, since)
+        return found
+
+    return current
+
+
 def _tell_first_operator(with_database: Worklist, config: Config) -> None:
     """Make the first account and show its one-time password, here and never again."""
     password = with_database.accounts.first_operator()
@@ -462,11 +572,12 @@ ROLES: dict[str, Callable[[Config, threading.Event], None]] = {
     "commit": commit,
     "web": web,
     "retrain": retrain,
+    "observe": observe,
 }
 """The parts of the service, each a process."""
 
 
-_LATER = {"web": 2.0}
+_LATER = {"web": 2.0, "observe": 4.0}
 """Seconds by which a part lets the others go first: consoles are not to wait for the page."""
 
 

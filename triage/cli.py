@@ -34,7 +34,7 @@ TABLE_ROWS = 50
 OPERATOR = "operator"
 """Who an event names when a command moved something."""
 
-SERVED = ("receive", "score", "deliver", "commit", "web", "retrain")
+SERVED = ("receive", "score", "deliver", "commit", "web", "retrain", "observe")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -684,7 +684,7 @@ def models_approve(config: Config, version: str, why: str, *, force: bool) -> No
     """Let a proven challenger become champion. `promote` then makes it one."""
     from triage import app
 
-    app.registry(config).approve(version, who=_who(), why=why, force=force)
+    app.approve(config, version, _who(), why, force=force)
     if force:
         click.echo("Approved without a proof: its scores may be worse than the champion's.")
     click.echo(f"{version} is approved; `triage models promote {version}` lets it score")
@@ -700,6 +700,50 @@ def models_promote(config: Config, version: str, why: str) -> None:
 
     app.promote(config, version, _who(), why)
     click.echo(f"{version} scores from now on; `triage models rollback` goes back")
+
+
+@models.command("shadow")
+@click.option("--start", metavar="VERSION", help="Let a proven challenger score silently.")
+@click.option("--end", is_flag=True, help="Let nobody score silently any more.")
+@click.option("--why", default="", help="For the history.")
+@click.option("--json", "as_json", is_flag=True)
+@click.pass_obj
+def models_shadow(config: Config, start: str | None, why: str, *, end: bool, as_json: bool) -> None:
+    """Show what the challenger in shadow says of the exams that the champion scores."""
+    from triage import app
+    from triage.registry import SHADOW
+
+    registry = app.registry(config)
+    if start is not None and end:
+        raise click.UsageError("give either --start or --end")
+    if start is not None:
+        registry.shadow(start, who=_who(), why=why)
+    if end:
+        click.echo(f"{registry.end_shadow(who=_who(), why=why)} scores silently no more")
+        return
+    version = registry.aliases().get(SHADOW)
+    if version is None:
+        click.echo("No challenger scores in shadow: the gate has to prove one first.")
+        return
+    seen = app.shadowed(config, version)
+    if as_json:
+        click.echo(json.dumps(seen.as_json(), indent=2))
+        return
+    wanted = f"of {config.shadow_exams} wanted before it may be approved"
+    facts = {
+        "in shadow": seen.version,
+        "champion": seen.champion,
+        "exams": f"{seen.exams}, {wanted}",
+        "not scored by it": str(seen.failed),
+        "same flag": "" if seen.agreement is None else f"{seen.agreement:.1%}",
+        "flags gained": str(seen.gained),
+        "flags lost": str(seen.lost),
+        "mean difference": f"{seen.mean_difference:+.4f}",
+        "milliseconds": f"{seen.milliseconds:.1f} (95%: {seen.milliseconds_p95:.1f})",
+        "read": f"{seen.read}; flag as the readers: {seen.right}, champion {seen.champion_right}",
+    }
+    for name, fact in facts.items():
+        click.echo(f"{name:18} {fact}".rstrip())
 
 
 @models.command("rollback")
@@ -853,6 +897,51 @@ def _held_out(model: "ModelVersion") -> dict[str, dict[str, float]]:
 
 def _figure(figure: dict[str, float]) -> str:
     return f"{figure['value']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"
+
+
+@main.group(invoke_without_command=True)
+@click.option("--json", "as_json", is_flag=True, help="A JSON array.")
+@click.option("--all", "all_of_them", is_flag=True, help="Acknowledged ones, too.")
+@click.pass_context
+def drift(context: click.Context, *, as_json: bool, all_of_them: bool) -> None:
+    """List alarms: what comes now is unlike what came before. Looks anew first."""
+    if context.invoked_subcommand is not None:
+        return
+    from triage import app
+
+    config = context.obj
+    app.configure_logging(config)
+    worklist = app.worklist(config)
+    app.watch_drift(config, worklist)
+    alarms = worklist.drifts.alarms(all_of_them=all_of_them)
+    if as_json:
+        click.echo(json.dumps([alarm.as_json() for alarm in alarms], indent=2))
+        return
+    table = _new_table("Number", "Measure", "Console", "Began", "Raised", "Model", "Acknowledged")
+    for alarm in alarms:
+        table.add_row(
+            str(alarm.id),
+            str(alarm.measure),
+            _printable(alarm.console) or "all",
+            f"{alarm.began_at:%Y-%m-%d %H:%M}",
+            f"{alarm.raised_at:%Y-%m-%d %H:%M}",
+            alarm.model_version,
+            _printable(alarm.acknowledged_by or ""),
+        )
+    _print(table)
+    if not alarms:
+        click.echo("No alarm of drift.")
+
+
+@drift.command("acknowledge")
+@click.argument("number", type=int)
+@click.pass_obj
+def drift_acknowledge(config: Config, number: int) -> None:
+    """Say that somebody has seen to an alarm. What came since it is compared with itself."""
+    from triage import app
+
+    new = app.worklist(config).drifts.acknowledge(number, _who())
+    click.echo("acknowledged" if new else "it was acknowledged already")
 
 
 @main.command()

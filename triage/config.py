@@ -502,6 +502,18 @@ class Config(BaseModel):
     retrain_locked: OptionalPath = Field(
         default=None, description="File with a SOP Instance UID a line that may not be lost."
     )
+    shadow_exams: int = Field(
+        default=100,
+        ge=0,
+        le=1_000_000,
+        description="Exams that a challenger scores in shadow before it may be approved.",
+    )
+    drift_patience: int = Field(
+        default=100_000,
+        ge=1_000,
+        le=1_000_000_000,
+        description="Exams between two false alarms of drift, on average and for each measure.",
+    )
     retrain_promotion: Literal["person", "automatic"] = Field(
         default="person", description="Who approves a proven challenger."
     )

@@ -11,6 +11,7 @@ A crash between the two is made good by the next writer. ``decisions`` holds wha
 said of each version.
 """
 
+import datetime as dt
 import hashlib
 import json
 import os
@@ -350,8 +351,36 @@ class Registry:
             )
         return found
 
-    def approve(self, version: str, *, who: str, why: str, force: bool = False) -> None:
+    def since(self, alias: str) -> dt.datetime | None:
+        """When an alias came to point at its version; None if it points at none."""
+        entries = Ledger(self.folder / HISTORY).entries()
+        found, version = None, self.aliases().get(alias)
+        for entry in reversed(entries):
+            if entry.action in _MOVES and version is not None:
+                if entry.detail["aliases"].get(alias) != version:
+                    break
+                found = dt.datetime.fromisoformat(entry.at)
+        return found
+
+    def approve(
+        self,
+        version: str,
+        *,
+        who: str,
+        why: str,
+        force: bool = False,
+        shadow: Mapping[str, Any] | None = None,
+    ) -> None:
         """Let a version become champion, on the ground of a proof against the present one.
+
+        Parameters
+        ----------
+        version : str
+        who, why : str
+        force : bool
+            Though it is not proven; needs a reason.
+        shadow : mapping, optional
+            What was seen of it in shadow, for the history.
 
         Raises
         ------
@@ -387,6 +416,7 @@ class Registry:
                     "outcome": last.outcome if last else None,
                     "forced": force,
                     "why": why,
+                    **({} if shadow is None else {"shadow": dict(shadow)}),
                 },
             )
 
@@ -479,6 +509,22 @@ class Registry:
                 "score in shadow"
             )
         self.name(SHADOW, version, who=who, why=why)
+
+    def end_shadow(self, *, who: str, why: str = "") -> str:
+        """Let nobody score in shadow any more; who did.
+
+        Raises
+        ------
+        ModelError
+            Nobody does.
+        """
+        version = self.aliases().get(SHADOW)
+        if version is None:
+            raise ModelError("no challenger scores in shadow")
+        self._move(
+            "NAMED", who, why, lambda b: {a: v for a, v in b.items() if a != SHADOW}, version
+        )
+        return version
 
     def settle(self) -> None:
         """Finish a move that a crash broke off: write the aliases that the history comes to."""

@@ -24,6 +24,7 @@ from triage.worklist.accounts import Accounts
 from triage.worklist.audit import ANCHOR, Trail
 from triage.worklist.commitments import Commitments
 from triage.worklist.deliveries import Deliveries, ResultKind, Route, enqueue
+from triage.worklist.drifts import Drifts
 from triage.worklist.items import State, WorklistItem, find, place, shown, unknown
 from triage.worklist.journal import journal as _journal
 from triage.worklist.journal import now as _now
@@ -33,6 +34,7 @@ from triage.worklist.readings import Readings
 from triage.worklist.retrainings import Retrainings
 from triage.worklist.schema import WRITE, open_engine, require_current, unavailable
 from triage.worklist.sessions import Sessions
+from triage.worklist.shadows import Shadows
 from triage.worklist.statistics import Statistics
 from triage.worklist.tables import Event, Item, ScoreRecord
 
@@ -123,6 +125,8 @@ class Worklist:
     commitments : Commitments
     retrainings : Retrainings
     learning : Learning
+    shadows : Shadows
+    drifts : Drifts
 
     Raises
     ------
@@ -152,6 +156,8 @@ class Worklist:
         self.commitments = Commitments(self._transaction)
         self.retrainings = Retrainings(self._transaction)
         self.learning = Learning(self._transaction)
+        self.shadows = Shadows(self._transaction)
+        self.drifts = Drifts(self._transaction)
         try:
             require_current(self._reading)
         except WorklistError:

@@ -184,6 +184,50 @@ class ScoreRecord(Base):
     __table_args__ = (UniqueConstraint("item_id", "model_version"),)
 
 
+class ShadowScore(Base):
+    """What a challenger in shadow said of a picture that the champion had scored.
+
+    No reader sees it. Written before the challenger is asked, so that a picture which kills its process is not
+    asked about again.
+    """
+
+    __tablename__ = "shadow_scores"
+
+    score_id: Mapped[int] = mapped_column(ForeignKey("scores.id"), primary_key=True)
+    """The champion's."""
+    model_version: Mapped[str] = mapped_column(String(128), primary_key=True)
+    probability: Mapped[float | None] = mapped_column(Float)
+    threshold: Mapped[float | None] = mapped_column(Float)
+    milliseconds: Mapped[float | None] = mapped_column(Float)
+    """Of the network alone."""
+    failure: Mapped[str] = mapped_column(Text)
+    """Empty once there is a probability."""
+    at: Mapped[dt.datetime] = mapped_column(UtcDateTime)
+
+    __table_args__ = (Index("ix_shadow_scores_version", "model_version", "score_id"),)
+
+
+class DriftAlarm(Base):
+    """A change that the exams of a champion show."""
+
+    __tablename__ = "drift_alarms"
+
+    id: Mapped[int] = mapped_column(_Key, primary_key=True)
+    measure: Mapped[str] = mapped_column(String(16))
+    console: Mapped[str] = mapped_column(String(16))
+    """An AE title; empty for all."""
+    model_version: Mapped[str] = mapped_column(String(128))
+    item_id: Mapped[int] = mapped_column(_Key)
+    """Of the exam that it became certain with; later ones are compared among themselves."""
+    began_at: Mapped[dt.datetime] = mapped_column(UtcDateTime)
+    """When the change is thought to have begun."""
+    raised_at: Mapped[dt.datetime] = mapped_column(UtcDateTime)
+    acknowledged_at: Mapped[dt.datetime | None] = mapped_column(UtcDateTime)
+    acknowledged_by: Mapped[str | None] = mapped_column(String(128))
+
+    __table_args__ = (UniqueConstraint("measure", "console", "model_version", "item_id"),)
+
+
 class Reading(Base):
     """A radiologist's verdict. Appended, never edited."""
 
