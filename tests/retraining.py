@@ -2,8 +2,10 @@
 
 import datetime as dt
 import os
+import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from tests.exams import arrival
 from triage.app import prepare
 from triage.config import Config
 from triage.identity import Instance
+from triage.registry import Registry
 from triage.scoring import Score
 from triage.spool import Spool, digest_of
 from triage.worklist import Arrival, Worklist
@@ -126,3 +129,39 @@ def retrain(
 def weights(folder: Path) -> np.ndarray:
     """The network's weights as they are on disk."""
     return np.fromfile(folder / "model.bin", np.uint8)
+
+
+def interrupted(home: Path, kills: int, chance: random.Random) -> None:
+    """Retrain, killed so often at random moments; then let it end. Looks after each kill.
+
+    The moments are of the stages that the run tells in its log, and of the time after them.
+    """
+    environment = settings(home)
+    given = config(home)
+    log = home.parent / "log"
+    known: set[str] = set()
+    for _ in range(kills):
+        process = retrain(environment, "run", "--force")
+        assert process.stderr is not None
+        heard = 0
+        wanted = chance.randrange(1, 9)
+        with log.open("a", encoding="utf-8") as kept:
+            for line in process.stderr:
+                kept.write(line)
+                heard += line.startswith("{")
+                if heard >= wanted:
+                    break
+        time.sleep(chance.uniform(0.0, 1.5))
+        process.kill()
+        process.communicate(timeout=60)
+        models = Registry(given.models_folder)
+        # Reads and verifies each: a half one would raise.
+        known |= {model.version for model in models.versions()}
+        models.settle()
+        models.history()
+    process = retrain(environment, "run", "--force")
+    told, rest = process.communicate(timeout=600)
+    with log.open("a", encoding="utf-8") as kept:
+        kept.write(rest)
+    assert process.returncode == 0, told + rest
+    assert known <= {model.version for model in Registry(given.models_folder).versions()}
