@@ -123,7 +123,8 @@ def _tell_what_would_be(config: Config, *, force: bool) -> None:
             told = ", ".join(f"{number} {name}" for name, number in counts.items())
             click.echo(f"  {part:12} {told}")
         for reason, number in sorted(found.snapshot.left_out.items()):
-            click.echo(f"  left out     {number} {reason}")
+            if number:
+                click.echo(f"  left out     {number} {reason}")
     if found.obstacle:
         click.echo(f"nothing would be done: {found.obstacle}")
     else:

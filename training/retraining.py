@@ -121,6 +121,14 @@ def outlook(
     config: Config, worklist: Worklist, cutoff: dt.datetime | None, *, forced: bool
 ) -> Outlook:
     """What a retraining would start from. Takes the snapshot only if nothing speaks against it."""
+    # What a person wrote is found wrong before anything is trained.
+    policy_of(config)
+    _lines(config.retrain_locked)
+    for folder in (config.retrain_base_data, config.retrain_reference):
+        if folder is not None and not folder.is_dir():
+            raise DataError(
+                f"{folder} is not a folder: name one with train/NORMAL, train/PNEUMONIA"
+            )
     last = worklist.retrainings.last(RetrainingState.DONE)
     number = worklist.retrainings.new_readings(None if last is None else last.cutoff)
     if number < config.retrain_after_readings and not forced:

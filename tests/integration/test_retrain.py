@@ -1,0 +1,377 @@
+"""``triage-retrain`` as people and the schedule start it: real processes, drawn chests."""
+
+import datetime as dt
+import json
+import os
+import pickle
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import select, update
+
+from tests.conftest import wait_for
+from tests.retraining import config, fill, interrupted, retrain, settings
+from triage import app
+from triage.config import Config
+from triage.errors import ConfigError, DataError
+from triage.registry import CHALLENGER, SHADOW, Registry
+from triage.worklist import Worklist
+from triage.worklist.retrainings import LEASE, MOST_ATTEMPTS, RetrainingState
+from triage.worklist.schema import migrate, open_engine
+from triage.worklist.tables import Lease, Retraining, RetrainJob
+
+KILLS = 3
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with 48 readings that no test changes."""
+    home = tmp_path_factory.mktemp("filled") / "home"
+    fill(config(home), 48)
+    return home
+
+
+@pytest.fixture
+def home(filled: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(filled, tmp_path / "home"))
+
+
+def outlook(given: Config, *, force: bool = False) -> str:
+    """Why nothing would be done."""
+    from training.retraining import outlook as found
+
+    worklist = app.worklist(given)
+    try:
+        return found(given, worklist, None, forced=force).obstacle
+    finally:
+        worklist.close()
+
+
+@pytest.fixture(scope="module")
+def killed(filled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home whose retraining was killed at random moments, went on each time, and ended."""
+    home = tmp_path_factory.mktemp("killed") / "home"
+    shutil.copytree(filled, home)
+    interrupted(home, KILLS, random.Random(6))
+    return home
+
+
+def test_a_killed_retraining_goes_on_and_leaves_nothing_half(killed: Path) -> None:
+    """One run, one challenger, one decision; the work folder is gone."""
+    given = config(killed)
+    worklist = app.worklist(given)
+    records = worklist.retrainings.records()
+    worklist.close()
+    assert [record.state for record in records] == [RetrainingState.DONE]
+    models = Registry(given.models_folder)
+    assert len(models.versions()) == 2
+    assert len(models.decisions(str(records[0].version))) == 1
+    assert models.aliases()[CHALLENGER] == models.aliases()[SHADOW] == records[0].version
+    models.history()
+    assert list(given.models_folder.glob(".*")) == []
+    assert not (given.retrainings_folder / str(records[0].id)).exists()
+
+
+def test_a_challenger_tells_where_it_comes_from(killed: Path) -> None:
+    """Its parent, its snapshot, how many readings and readers; no reader's name travels."""
+    given = config(killed)
+    models = Registry(given.models_folder)
+    champion, challenger = models.champion(), models.version(models.aliases()[CHALLENGER])
+    told = challenger.description
+    assert told["parent"] == champion.version
+    data = told["data"]
+    manifest = given.snapshots_folder / data["snapshot"].removeprefix("sha256:") / "snapshot.json"
+    content = json.loads(manifest.read_text("utf-8"))
+    assert content["digest"] == data["snapshot"]
+    assert (data["readings"], data["readers"]) == (48, 3)
+    assert "reader 1" not in json.dumps(told)
+    assert "reader 1" in manifest.read_text("utf-8")
+    assert data["parts"]["train"] == content["counts"]["train"]
+    assert 0.0 < challenger.threshold < 1.0
+    assert set(told["files"]) == set(champion.description["files"])
+    assert told["training"]["champion_in_weights"] > 0
+
+
+def test_status_says_what_came_of_a_retraining(killed: Path) -> None:
+    done = retrain(settings(killed), "status")
+    text, _ = done.communicate(timeout=60)
+    assert done.returncode == 0
+    assert "DONE" in text
+    assert "PROVEN" in text
+    assert "0 new readings; 20 are worth a retraining" in text
+
+
+def test_no_patient_is_in_the_log_of_a_retraining(killed: Path) -> None:
+    """Nor in what the database keeps of it: neither Patient ID nor a reader's name."""
+    log = (killed.parent / "log").read_text("utf-8")
+    worklist = app.worklist(config(killed))
+    kept = json.dumps([record.as_json() for record in worklist.retrainings.records()])
+    worklist.close()
+    assert "retraining_ended" in log
+    for text in (log, kept):
+        assert '"P1' not in text
+        assert "reader 1" not in text
+
+
+def test_each_cause_to_do_nothing_has_its_own_line(home: Path, tmp_path: Path) -> None:
+    assert "too few new readings: 48, 49 are wanted" in outlook(
+        config(home, retrain_after_readings=49)
+    )
+    strict = tmp_path / "strict.toml"
+    strict.write_text("", "utf-8")
+    small = config(home, retrain_policy=strict)
+    assert "the site exam is too small to prove anything" in outlook(small)
+    assert outlook(small, force=True) == ""
+    assert outlook(config(home)) == ""
+    models = Registry(config(home).models_folder)
+    models.name(SHADOW, models.champion().version)
+    assert "waits in shadow" in outlook(config(home))
+    one_class = config(tmp_path / "healthy")
+    fill(one_class, 24, sick=0)
+    assert outlook(one_class) == (
+        "the train part has no label of class PNEUMONIA: wait for readings of it"
+    )
+    assert outlook(one_class, force=True) != ""
+
+
+def test_a_run_that_does_nothing_says_why_and_is_kept(home: Path) -> None:
+    """Exit status 0, a line, and a row that `status` shows."""
+    environment = settings(home, retrain_after_readings=100)
+    done = retrain(environment, "run")
+    text, _ = done.communicate(timeout=120)
+    assert done.returncode == 0
+    assert text.startswith("nothing done: too few new readings: 48")
+    worklist = app.worklist(config(home))
+    [record] = worklist.retrainings.records()
+    assert (record.state, record.trigger) == (RetrainingState.NOTHING, "command")
+    assert record.reason.startswith("too few new readings")
+    assert worklist.retrainings.running() is None
+    worklist.close()
+
+
+def test_the_same_labels_are_not_trained_on_twice(home: Path) -> None:
+    """Whatever the number of new readings: the last snapshot's digest is kept."""
+    from training.retraining import outlook as found
+
+    given = config(home)
+    worklist = app.worklist(given)
+    run = worklist.retrainings.start("node/retrain-1", "command")
+    assert run is not None
+    snapshot = found(given, worklist, None, forced=True).snapshot
+    assert snapshot is not None
+    retrainings = worklist.retrainings
+    assert retrainings.renew("node/retrain-1", run.id, snapshot=snapshot.digest)
+    assert retrainings.end("node/retrain-1", run.id, RetrainingState.DONE, "")
+    with worklist.engine().begin() as connection:
+        connection.execute(update(Retraining).values(cutoff=dt.datetime(2000, 1, 1, tzinfo=dt.UTC)))
+    worklist.close()
+    assert "nothing new: retraining 1 was on the same labels" in outlook(given)
+
+
+def test_what_breaks_is_told_and_kept(home: Path) -> None:
+    """A bad policy ends the run as FAILED, with the reason that the command gives, too."""
+    from training.retraining import ran
+
+    wrong = home / "wrong.toml"
+    wrong.write_text("[site]\nleast = 3\n", "utf-8")
+    with pytest.raises(DataError, match=r"site\.least"):
+        ran(config(home, retrain_policy=wrong), "command")
+    worklist = app.worklist(config(home))
+    [record] = worklist.retrainings.records()
+    assert record.state is RetrainingState.FAILED
+    assert "site.least" in record.reason
+    assert worklist.retrainings.running() is None
+    worklist.close()
+
+
+# Who runs
+
+
+@pytest.fixture
+def migrated(database_url: str) -> Iterator[Worklist]:
+    """An empty worklist in either database."""
+    engine = open_engine(database_url, create=True)
+    migrate(engine)
+    engine.dispose()
+    worklist = Worklist(database_url)
+    yield worklist
+    worklist.close()
+
+
+def test_one_runs_at_a_time_and_the_dead_one_s_run_goes_on(migrated: Worklist) -> None:
+    """Its successor on the node at once; another node when the lease has ended."""
+    retrainings = migrated.retrainings
+    first = retrainings.start("a/retrain-1", "schedule")
+    assert first is not None
+    assert retrainings.start("b/retrain-1", "schedule") is None
+    assert retrainings.left() is None
+    successor = retrainings.start("a/retrain-1", "schedule")
+    assert successor is not None
+    assert (successor.id, successor.attempts, successor.cutoff) == (first.id, 2, first.cutoff)
+    assert retrainings.renew("a/retrain-1", first.id, stage="training")
+    with migrated.engine().begin() as connection:
+        connection.execute(update(Lease).values(until=dt.datetime.now(dt.UTC)))
+    left = retrainings.left()
+    assert left is not None
+    other = retrainings.start("b/retrain-1", "schedule", anew=False)
+    assert other is not None
+    assert (other.id, other.holder, other.attempts) == (first.id, "b/retrain-1", 2)
+    assert not retrainings.renew("a/retrain-1", first.id, stage="recording")
+    assert not retrainings.end("a/retrain-1", first.id, RetrainingState.DONE, "")
+    assert retrainings.end("b/retrain-1", first.id, RetrainingState.DONE, "")
+    assert retrainings.start("a/retrain-1", "schedule", anew=False) is None
+    again = retrainings.start("a/retrain-1", "command")
+    assert again is not None
+    assert again.id != first.id
+
+
+def test_a_run_that_kills_its_process_is_given_up(migrated: Worklist) -> None:
+    """After so many deaths at one place; the next is a new one."""
+    retrainings = migrated.retrainings
+    for attempt in range(1, MOST_ATTEMPTS + 1):
+        run = retrainings.start("a/retrain-1", "schedule")
+        assert run is not None
+        assert (run.id, run.attempts) == (1, attempt)
+    assert retrainings.start("a/retrain-1", "schedule", anew=False) is None
+    [record] = retrainings.records()
+    assert record.state is RetrainingState.FAILED
+    assert "died 5 times" in record.reason
+    assert retrainings.left() is None
+
+
+def test_a_lease_from_a_clock_that_was_ahead_does_not_last(migrated: Worklist) -> None:
+    retrainings = migrated.retrainings
+    assert retrainings.lead("a/schedule-1")
+    far = dt.datetime.now(dt.UTC) + dt.timedelta(days=1)
+    with migrated.engine().begin() as connection:
+        connection.execute(update(Lease).values(until=far))
+    assert retrainings.leader() is None
+    assert retrainings.lead("b/schedule-1")
+    assert retrainings.leader() == "b/schedule-1"
+
+
+def test_of_two_schedulers_one_starts_a_due_job_once(
+    database_url: str, home: Path, tmp_path: Path
+) -> None:
+    """Two processes of two nodes on one database; the start was missed a minute ago."""
+    more = {
+        "database_url": database_url,
+        "retrain_schedule": "0 2 1 1 *",
+        "retrain_after_readings": 1_000,
+    }
+    if database_url.startswith("sqlite"):
+        shutil.copyfile(home / "worklist.sqlite", tmp_path / "worklist.sqlite")
+    app.prepare(config(home, **more))
+    shutil.copytree(home, tmp_path / "other")
+    make_due(database_url, config(home, **more))
+    nodes = [
+        retrain(settings(place, **more), "schedule", "--keep")
+        for place in (home, tmp_path / "other")
+    ]
+    worklist = Worklist(database_url)
+    try:
+        wait_for(lambda: worklist.retrainings.last(RetrainingState.NOTHING), 120.0)
+        leader = worklist.retrainings.leader()
+        assert leader is not None
+        # Another start would come within a tick of either node.
+        time.sleep(2.0)
+        [record] = worklist.retrainings.records()
+        assert record.trigger == "schedule"
+        due = worklist.retrainings.scheduled()["retrain"]
+        assert due is not None
+        assert due > dt.datetime.now(dt.UTC)
+    finally:
+        for node in nodes:
+            node.send_signal(signal.SIGTERM)
+        ended = [node.communicate(timeout=60) for node in nodes]
+        worklist.close()
+    assert [node.returncode for node in nodes] == [0, 0]
+    kept = [json.loads(line) for _, log in ended for line in log.splitlines()]
+    assert sum(entry["action"] == "schedule_kept" for entry in kept) == 1
+
+
+def make_due(url: str, given: Config) -> None:
+    """Put the schedule's job into the database, missed a minute ago."""
+    from training.retrain import _scheduler
+
+    worklist = Worklist(url)
+    _scheduler(given, worklist).shutdown()
+    ago = dt.datetime.now(dt.UTC) - dt.timedelta(minutes=1)
+    with worklist.engine().begin() as connection:
+        state = pickle.loads(connection.scalar(select(RetrainJob.job_state)) or b"")
+        changed = {
+            "job_state": pickle.dumps({**state, "next_run_time": ago}),
+            "next_run_time": ago.timestamp(),
+        }
+        connection.execute(update(RetrainJob).values(changed))
+    worklist.close()
+
+
+def test_a_changed_schedule_replaces_the_job_and_none_removes_it(home: Path) -> None:
+    from training.retrain import JOB, _scheduler
+
+    url = config(home).worklist_url
+
+    def due(**more: object) -> dt.datetime | None:
+        worklist = Worklist(url)
+        scheduler = _scheduler(config(home, **more), worklist)
+        scheduler.shutdown()
+        found = worklist.retrainings.scheduled().get(JOB)
+        worklist.close()
+        return found
+
+    new_year = due(retrain_schedule="0 2 1 1 *")
+    assert new_year is not None
+    assert (new_year.month, new_year.day, new_year.hour) == (1, 1, 2)
+    berlin = due(retrain_schedule="0 2 1 1 *", retrain_time_zone="Europe/Berlin")
+    assert berlin is not None
+    assert berlin.hour == 1
+    assert due() is None
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "said"),
+    [
+        ("retrain_schedule", "every night", "write five cron fields"),
+        ("retrain_schedule", "61 2 * * *", "write five cron fields"),
+        ("retrain_time_zone", "Moon/Base", "IANA name"),
+        ("retrain_promotion", "sometimes", "'person' or 'automatic'"),
+    ],
+)
+def test_a_bad_setting_is_named(tmp_path: Path, setting: str, value: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said) as caught:
+        config(tmp_path, **{setting: value})
+    assert setting.upper() in str(caught.value)
+
+
+def test_the_lease_outlives_several_heartbeats() -> None:
+    from training.retraining import HEARTBEAT
+
+    assert HEARTBEAT * 3 < LEASE
+
+
+def test_the_role_keeps_the_schedule_and_ends_with_the_service(home: Path) -> None:
+    """`triage serve --roles retrain` starts the program of the package that it does not import."""
+    environment = settings(home, retrain_schedule="0 2 1 1 *")
+    line = [sys.executable, "-m", "triage", "serve", "--roles", "retrain"]
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("TRIAGE_")}
+    service = subprocess.Popen(
+        line, env={**inherited, **environment}, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    worklist = app.worklist(config(home))
+    try:
+        wait_for(worklist.retrainings.leader, 60.0)
+    finally:
+        service.terminate()
+        service.communicate(timeout=30)
+    assert service.returncode == 0
+    wait_for(lambda: worklist.retrainings.leader() is None)
+    worklist.close()
