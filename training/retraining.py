@@ -375,7 +375,7 @@ def promoted(config: Config, version: str) -> str:
     why = "TRIAGE_RETRAIN_PROMOTION is automatic"
     log = structlog.get_logger("retrain")
     try:
-        app.registry(config).approve(version, who=WHO, why=why)
+        app.approve(config, version, WHO, why, force=False)
         app.promote(config, version, WHO, why)
     except ModelError as error:
         log.info("not promoted yet", action="retraining_not_promoted", version=version)

@@ -190,7 +190,7 @@ def approve(config: Config, version: str, who: str, why: str, *, force: bool) ->
     """
     models = registry(config)
     seen = shadowed(config, version)
-    if not force and seen.exams < config.shadow_exams:
+    if not force and models.proven(version) and seen.exams < config.shadow_exams:
         raise ModelError(
             f"{version} has scored {seen.exams} exams in shadow beside {seen.champion}, "
             f"{config.shadow_exams} are wanted (TRIAGE_SHADOW_EXAMS): wait, start it with `triage "

@@ -351,6 +351,12 @@ class Registry:
             )
         return found
 
+    def proven(self, version: str) -> bool:
+        """Whether the gate's last word on a version and the present champion is a proof."""
+        champion = self.aliases().get(CHAMPION)
+        against = [d for d in self.decisions(version) if d.champion == champion]
+        return bool(against) and against[-1].outcome == PROVEN
+
     def since(self, alias: str) -> dt.datetime | None:
         """When an alias came to point at its version; None if it points at none."""
         entries = Ledger(self.folder / HISTORY).entries()
@@ -501,12 +507,11 @@ class Registry:
         ModelError
             The gate has not proven it against the present champion, or it is damaged.
         """
-        champion = self.champion().version
-        against = [d for d in self.decisions(version) if d.champion == champion]
-        if not against or against[-1].outcome != PROVEN:
+        self.version(version)
+        if not self.proven(version):
             raise ModelError(
-                f"the gate has not proven {version} against the champion {champion}: it does not "
-                "score in shadow"
+                f"the gate has not proven {version} against the champion "
+                f"{self.champion().version}: it does not score in shadow"
             )
         self.name(SHADOW, version, who=who, why=why)
 

@@ -47,6 +47,7 @@ NEEDS: dict[str, Role | None] = {
     "GET /api/v1/models/{version}": Role.VIEWER,
     "GET /api/v1/statistics": Role.VIEWER,
     "GET /api/v1/operations": Role.OPERATOR,
+    "GET /api/v1/drift": Role.VIEWER,
     "GET /api/v1/live": Role.VIEWER,
     "POST /api/v1/readings/import": Role.OPERATOR,
     "GET /api/v1/readings/export": Role.OPERATOR,

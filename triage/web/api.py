@@ -6,7 +6,7 @@ random sample stays hidden from whoever has not read it, on every route.
 
 import datetime as dt
 import shutil
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from io import TextIOWrapper
 from tempfile import SpooledTemporaryFile
 from typing import Annotated, Any, Literal
@@ -16,14 +16,16 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
+from triage.drift import REFERENCE
 from triage.errors import BadImport, NoRevision, UnknownItem
 from triage.identity import valid_uid
-from triage.registry import CHAMPION
+from triage.registry import CHAMPION, SHADOW
 from triage.web import problems
 from triage.web.signin import Viewer, require
 from triage.worklist import State, Worklist, WorklistItem
 from triage.worklist.accounts import Role, User
 from triage.worklist.audit import Action
+from triage.worklist.drifts import Measure
 from triage.worklist.queries import MOST, Filter, Moved
 from triage.worklist.readings import EXPORTED, LONGEST_COMMENT, UNDO, Once, ReadingRecord, Said
 
@@ -194,6 +196,13 @@ class StatisticsOut(_Answer):
     known_consoles: list[str]
 
 
+class DriftOut(_Answer):
+    """Alarms that nobody has acknowledged, and how near each measure is to one."""
+
+    alarms: list[dict[str, Any]]
+    measures: list[dict[str, Any]]
+
+
 class OperationsOut(_Answer):
     """The operator's view."""
 
@@ -202,6 +211,9 @@ class OperationsOut(_Answer):
     oldest_waiting: dt.datetime | None
     deliveries: list[dict[str, Any]]
     commitments: dict[str, int]
+    shadow: dict[str, Any] | None
+    """What the challenger in shadow says, if there is one."""
+    drift: list[dict[str, Any]]
     disk_free_bytes: int
     disk_total_bytes: int
 
@@ -405,6 +417,40 @@ def statistics(
     )
 
 
+def _shadow(aliases: Mapping[str, str], worklist: Worklist) -> dict[str, Any] | None:
+    version, champion = aliases.get(SHADOW), aliases.get(CHAMPION)
+    if version is None or champion is None:
+        return None
+    return worklist.shadows.compared(version, champion).as_json()
+
+
+@router.get("/drift", responses=problems.responses(401, 403, 422, 503))
+def drift(
+    request: Request, user: Viewer, console: Annotated[str, Query(max_length=16)] = ""
+) -> DriftOut:
+    """Whether what comes now is unlike what came before; a level of 1 is an alarm."""
+    site, worklist = request.app.state.site, _worklist(request)
+    champion, since = site.models.aliases().get(CHAMPION), site.models.since(CHAMPION)
+    _audit(request, user, Action.SAW_STATISTICS, detail={"drift": True})
+    measures = []
+    if champion is not None and since is not None:
+        for measure in Measure:
+            found = worklist.drifts.series(
+                champion, since, measure, console, site.config.drift_patience
+            )
+            measures.append(
+                {
+                    "measure": str(measure),
+                    "count": len(found.values),
+                    "learning": max(0, REFERENCE - len(found.values)),
+                    "days": [{"day": day, "level": x} for day, x in found.by_day().items()],
+                }
+            )
+    return DriftOut(
+        alarms=[alarm.as_json() for alarm in worklist.drifts.alarms()], measures=measures
+    )
+
+
 @router.get("/operations", responses=_SIGNED_IN)
 def operations(request: Request, _user: Operator) -> OperationsOut:
     """Queues, parked deliveries, the model and the disk."""
@@ -416,6 +462,8 @@ def operations(request: Request, _user: Operator) -> OperationsOut:
         oldest_waiting=worklist.oldest_received(),
         deliveries=[_plain(each) for each in worklist.deliveries.backlogs()],
         commitments={str(s): n for s, n in worklist.commitments.counts().items()},
+        shadow=_shadow(site.models.aliases(), worklist),
+        drift=[alarm.as_json() for alarm in worklist.drifts.alarms()],
         disk_free_bytes=disk.free,
         disk_total_bytes=disk.total,
     )

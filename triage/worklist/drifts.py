@@ -100,6 +100,15 @@ class Series:
     values: tuple[float, ...]
     watched: Watched
 
+    def by_day(self) -> dict[str, float]:
+        """The highest level of each day, ISO 8601, UTC; 1 is the alarm."""
+        found: dict[str, float] = {}
+        # After an alarm there are no more levels.
+        for at, level in zip(self.times, self.watched.levels, strict=False):
+            day = at.date().isoformat()
+            found[day] = max(level, found.get(day, 0.0))
+        return found
+
 
 class Drifts:
     """Watching for drift in a worklist's database.

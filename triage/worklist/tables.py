@@ -187,8 +187,8 @@ class ScoreRecord(Base):
 class ShadowScore(Base):
     """What a challenger in shadow said of a picture that the champion had scored.
 
-    No reader sees it. Written before the challenger is asked, so that a picture which kills its process is not
-    asked about again.
+    No reader sees it. Written before the challenger is asked, so that a picture which kills
+    its process is not asked about again.
     """
 
     __tablename__ = "shadow_scores"

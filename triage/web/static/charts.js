@@ -4,8 +4,8 @@ import { make } from "./words.js";
 const drawn = new Set();
 
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-const DASHES = [[], [6, 4], [2, 3], [10, 3, 2, 3]];
-const COLOURS = ["--accent", "--flag", "--good", "--stat"];
+const DASHES = [[], [6, 4], [2, 3], [10, 3, 2, 3], [1, 5]];
+const COLOURS = ["--accent", "--flag", "--good", "--stat", "--muted"];
 
 /**
  * A figure: title, plot, what it says, table.

@@ -2,7 +2,7 @@
 import { get } from "./api.js";
 import { chart, forget } from "./charts.js";
 import { toast } from "./keys.js";
-import { duration, make, REASONS } from "./words.js";
+import { clock, duration, make, REASONS } from "./words.js";
 
 const form = document.getElementById("range");
 const tiles = document.getElementById("tiles");
@@ -32,9 +32,9 @@ function table(title, caption, heads, rows, empty) {
 async function load() {
   const { days: back, console: title } = Object.fromEntries(new FormData(form));
   try {
-    const figures = await get("/api/v1/statistics", { days: back, console: title });
+    const [figures, drift] = await Promise.all([get("/api/v1/statistics", { days: back, console: title }), get("/api/v1/drift", { console: title })]);
     consoles(figures.known_consoles);
-    show(figures);
+    show(figures, drift);
   } catch (error) {
     toast(error.message, { kind: "error", seconds: 30 });
   }
@@ -47,7 +47,7 @@ function consoles(known) {
   select.value = chosen;
 }
 
-function show({ days, waits, agreement, consoles: perConsole, scores, reasons }) {
+function show({ days, waits, agreement, consoles: perConsole, scores, reasons }, drift) {
   forget();
   const [received, scored, flagged] = ["received", "scored", "flagged"].map((name) => sum(days, name));
   const agreed = sum(agreement, "flagged_confirmed") + sum(agreement, "unflagged_rejected");
@@ -64,6 +64,7 @@ function show({ days, waits, agreement, consoles: perConsole, scores, reasons })
   const flaggedRead = (row) => row.flagged_confirmed + row.flagged_rejected;
   const restRead = (row) => row.unflagged_confirmed + row.unflagged_rejected;
   charts.replaceChildren(
+    ...alarms(drift.alarms),
     chart({
       title: "Exams each day", caption: "Received, and not scored or failed among them. Days are days of UTC.", days: names, digits: 0, bars: true,
       series: [column(days, "received", (row) => row.received), column(days, "not scored or failed", (row) => row.not_scored + row.failed)],
@@ -84,6 +85,7 @@ function show({ days, waits, agreement, consoles: perConsole, scores, reasons })
       title: "Drift of pictures", caption: "The mean novelty of each day: how unlike the training radiographs the pictures are. Above 1 a picture is not scored.", days: names, least: 0,
       series: [column(days, "mean novelty", (row) => row.novelty_mean)],
     }),
+    signs(drift.measures),
     histogram(scores),
     table(
       "Waiting until first read", "By the urgency that the exam has.", ["Urgency", "read", "median", "90 %", "longest"],
@@ -95,6 +97,31 @@ function show({ days, waits, agreement, consoles: perConsole, scores, reasons })
     ),
     table("Why exams were not scored", "By reason.", ["Reason", "exams"], Object.entries(reasons).map(([code, count]) => [REASONS[code] ?? code, count]), "All were scored."),
   );
+}
+
+const MEASURES = { score: "scores", novelty: "pictures", "not scored": "not scored", findings: "findings", readers: "against readers" };
+
+/** Changes that are certain and that nobody has seen to. */
+function alarms(raised) {
+  if (!raised.length) return [];
+  return [
+    table(
+      "Alarms of drift", "What came since then is unlike what came before. See what changed at the consoles; then triage drift acknowledge.", ["What", "console", "began", "model"],
+      raised.map((alarm) => [MEASURES[alarm.measure] ?? alarm.measure, alarm.console || "all", clock(alarm.began_at, true), alarm.model_version]), "",
+    ),
+  ];
+}
+
+/** How near each measure is to an alarm; a test that may be looked at as often as one likes. */
+function signs(measures) {
+  const days = [...new Set(measures.flatMap((each) => each.days.map((row) => row.day)))].sort();
+  const learning = measures.filter((each) => each.learning > 0).map((each) => MEASURES[each.measure] ?? each.measure);
+  const level = (each) => new Map(each.days.map((row) => [row.day, row.level]));
+  return chart({
+    title: "Signs of drift", least: 0, most: 1.1, days,
+    caption: `The highest level of each day since the champion or the last alarm began; 1 is an alarm.${learning.length ? ` Too few yet to tell of: ${learning.join(", ")}.` : ""}`,
+    series: measures.map((each) => ({ name: MEASURES[each.measure] ?? each.measure, values: days.map((day) => level(each).get(day) ?? null) })),
+  });
 }
 
 /** How scores are spread: ten bars of text and table in one, as there is no day in it. */

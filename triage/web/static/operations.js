@@ -27,6 +27,17 @@ function deliveries(backlogs) {
   );
 }
 
+function shadow(seen) {
+  if (!seen) return [make("p", { class: "small", text: "None: the gate has to prove one first." })];
+  const share = seen.agreement === null ? "–" : `${(100 * seen.agreement).toFixed(1)} %`;
+  return [
+    facts([
+      ["Version", seen.version], ["Exams", String(seen.exams)], ["Not scored by it", String(seen.failed)], ["Same flag as the champion", share],
+      ["Flags gained, lost", `${seen.gained}, ${seen.lost}`], ["Read; flag as the readers", `${seen.read}; ${seen.right}, champion ${seen.champion_right}`], ["Milliseconds", seen.milliseconds.toFixed(1)],
+    ]),
+  ];
+}
+
 async function load() {
   let found;
   try {
@@ -51,6 +62,8 @@ async function load() {
       state(!parked, parked ? `${parked} parked: triage deliveries list, then retry` : "None is parked"),
       deliveries(found.deliveries),
     ),
+    part("Challenger in shadow", ...shadow(found.shadow)),
+    part("Drift", state(!found.drift.length, found.drift.length ? `${found.drift.length} unacknowledged: see the dashboard, then triage drift acknowledge` : "No alarm")),
     part("Storage Commitment", Object.keys(found.commitments).length ? facts(Object.entries(found.commitments).map(([name, count]) => [name, String(count)])) : make("p", { class: "small", text: "Nobody has asked for it." })),
     part("Disk of the home", state(free / total > 0.1, `${gigabytes(free)} of ${gigabytes(total)} free`), make("div", { class: "gauge" }, used)),
   );
