@@ -566,6 +566,17 @@ def part_name(config: Config, part: str) -> Iterator[str]:
 
 
 @contextmanager
+def lone_name(config: Config, part: str) -> Iterator[str]:
+    """A name as :func:`part_name` gives, that no process of another home has either.
+
+    Homes on one machine may share a database, and so may machines that were given one name.
+    """
+    with part_name(config, part) as name:
+        home = config.locks_folder.stat()
+        yield f"{name}@{home.st_dev:x}-{home.st_ino:x}"
+
+
+@contextmanager
 def _lock(path: Path, *, wait: bool) -> Iterator[None]:
     """Hold a lock that ends with the process, however it ends.
 
