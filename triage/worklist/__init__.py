@@ -30,6 +30,7 @@ from triage.worklist.journal import now as _now
 from triage.worklist.learning import Learning
 from triage.worklist.queries import Queries
 from triage.worklist.readings import Readings
+from triage.worklist.retention import Retention
 from triage.worklist.schema import WRITE, open_engine, require_current, unavailable
 from triage.worklist.sessions import Sessions
 from triage.worklist.statistics import Statistics
@@ -121,6 +122,7 @@ class Worklist:
     sessions : Sessions
     commitments : Commitments
     learning : Learning
+    retention : Retention
 
     Raises
     ------
@@ -149,6 +151,7 @@ class Worklist:
         self._writing = self._reading.execution_options(**{WRITE: True})
         self.commitments = Commitments(self._transaction)
         self.learning = Learning(self._transaction)
+        self.retention = Retention(self._transaction)
         try:
             require_current(self._reading)
         except WorklistError:
