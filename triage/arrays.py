@@ -73,7 +73,7 @@ class Pictures:
 def _load(path: Path) -> HalfArray | None:
     """A kept array; None if there is none, or the file is damaged (zip has a CRC-32)."""
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             array: HalfArray = stored["array"]
     except FileNotFoundError:
         return None
