@@ -30,6 +30,7 @@ from triage.worklist.journal import now as _now
 from triage.worklist.learning import Learning
 from triage.worklist.queries import Queries
 from triage.worklist.readings import Readings
+from triage.worklist.retention import Retention
 from triage.worklist.retrainings import Retrainings
 from triage.worklist.schema import WRITE, open_engine, require_current, unavailable
 from triage.worklist.sessions import Sessions
@@ -123,6 +124,7 @@ class Worklist:
     commitments : Commitments
     retrainings : Retrainings
     learning : Learning
+    retention : Retention
 
     Raises
     ------
@@ -152,6 +154,7 @@ class Worklist:
         self.commitments = Commitments(self._transaction)
         self.retrainings = Retrainings(self._transaction)
         self.learning = Learning(self._transaction)
+        self.retention = Retention(self._transaction)
         try:
             require_current(self._reading)
         except WorklistError:
