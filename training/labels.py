@@ -183,7 +183,7 @@ def from_exams(exams: Iterable[ScoredExam], withdrawn: frozenset[str]) -> Gather
     found = _weighed(kept, scored, counts)
     return Gathered(
         tuple(sorted(found, key=lambda each: (each.received_at, each.sop_instance_uid))),
-        dict(counts),
+        {reason: number for reason, number in counts.items() if number},
         {name: members[name] for name in {label.patient for label in found}},
     )
 

@@ -24,13 +24,12 @@ import structlog
 
 from training.dataset import CLASSES, Snapshot
 from training.gate import Contender, Exam, Policy, decide, figures
-from training.snapshots import Pictures, Rehearsal, SiteSnapshot, arrays, base, take
+from training.snapshots import Rehearsal, SiteSnapshot, arrays, base, take
 from triage import app
 from triage.config import Config
 from triage.errors import DataError, ModelError, ServiceError, TriageError, WorklistError
 from triage.network import Network
 from triage.registry import CHALLENGER, PROVEN, SHADOW, ModelVersion, Registry
-from triage.spool import Spool
 from triage.worklist import Worklist
 from triage.worklist.retrainings import LEASE, RetrainingRecord, RetrainingState
 
@@ -90,7 +89,7 @@ def ran(config: Config, trigger: str, *, forced: bool = False, anew: bool = True
         It broke; the run says so, too.
     """
     log = structlog.get_logger("retrain")
-    with app.part_name(config, "retrain") as holder:
+    with app.lone_name(config, "retrain") as holder:
         worklist = app.worklist(config)
         try:
             run = worklist.retrainings.start(holder, trigger, forced=forced, anew=anew)
@@ -146,7 +145,7 @@ def outlook(
             f"the proven challenger {shadow} waits in shadow: approve it, or take another with "
             "--force",
         )
-    snapshot = take(worklist, _pictures(config), cutoff)
+    snapshot = take(worklist, app.pictures(config), cutoff, config.exam_share)
     return Outlook(number, snapshot, _obstacle(config, snapshot, last, forced=forced))
 
 
@@ -180,10 +179,6 @@ def _obstacle(
 def policy_of(config: Config) -> Policy:
     """The site's policy for the gate."""
     return Policy() if config.retrain_policy is None else Policy.read(config.retrain_policy)
-
-
-def _pictures(config: Config) -> Pictures:
-    return Pictures(Spool(config.spool_folder), config.arrays_folder)
 
 
 class _Job:
@@ -319,7 +314,7 @@ class _Job:
         rehearsal: Rehearsal | None,
     ) -> tuple[Exam, Exam | None]:
         networks = Network(champion), Network(model)
-        pictures = arrays(snapshot, "exam", _pictures(self._config))
+        pictures = arrays(snapshot, "exam", app.pictures(self._config))
         old, new = (
             np.array([network.score(array.astype(np.float32)).probability for array in pictures])
             for network in networks
@@ -405,7 +400,7 @@ def _lesson(config: Config, snapshot: SiteSnapshot, rehearsal: Rehearsal | None)
 
     def part(name: Any) -> challenger.Pictures:
         return challenger.Pictures(
-            arrays(snapshot, name, _pictures(config)),
+            arrays(snapshot, name, app.pictures(config)),
             snapshot.labels(name),
             snapshot.weights(name),
             snapshot.patients(name),

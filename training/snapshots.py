@@ -11,11 +11,11 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import click
 import numpy as np
 import numpy.typing as npt
 import structlog
@@ -24,11 +24,13 @@ from sklearn.model_selection import StratifiedGroupKFold
 from training.dataset import CLASSES, Snapshot, read_folder
 from training.gate import Exam
 from training.labels import Label, gather
-from triage.durable import make_folder, sync
-from triage.errors import DataError, PixelsError, SpoolError
-from triage.pixels import SIDE, fingerprint, normalize
+from triage import app
+from triage.arrays import Pictures
+from triage.config import Config
+from triage.durable import make_folder, write_whole
+from triage.errors import DataError
+from triage.pixels import SIDE
 from triage.registry import ModelVersion
-from triage.spool import Spool
 from triage.worklist import Worklist
 from triage.worklist.readings import UNDO
 
@@ -184,7 +186,8 @@ class SiteSnapshot:
         path = folder / MANIFEST
         try:
             make_folder(folder)
-            _keep(path, json.dumps(content, indent=1, sort_keys=True).encode("utf-8"))
+            text = json.dumps(content, indent=1, sort_keys=True)
+            write_whole(path, lambda file: file.write(text.encode("utf-8")))
         except OSError as error:
             raise DataError(f"{path} cannot be written: {error.strerror}") from error
         return path
@@ -216,54 +219,6 @@ def read(folder: Path) -> SiteSnapshot:
     if found.digest != known:
         raise DataError(f"{path} was changed after it was written: take the snapshot anew")
     return found
-
-
-class Pictures:
-    """The arrays of kept objects, normalized once and then kept on disk.
-
-    Parameters
-    ----------
-    spool : Spool
-    folder : Path
-        Of the arrays; each is named after its object's digest and the pixel fingerprint.
-    """
-
-    def __init__(self, spool: Spool, folder: Path) -> None:
-        self._spool, self._folder = spool, folder
-        self.fingerprint = fingerprint()
-
-    def array(self, digest: str) -> Arrays:
-        """float16, shape (256, 256), 0 to 1: half precision keeps 11 bits of grey.
-
-        Raises
-        ------
-        DataError
-            The object is missing or damaged and no array was kept, or it has no picture.
-        """
-        path = self.path(digest)
-        kept = _load(path)
-        if kept is not None:
-            return kept
-        if not self._spool.intact(digest):
-            raise DataError(
-                f"object {digest[:12]} is missing from the spool or damaged: restore "
-                f"{self._spool.path(digest)} from a backup"
-            )
-        try:
-            array = normalize(self._spool.instance(digest)).array.astype(np.float16)
-        except (PixelsError, SpoolError) as error:
-            raise DataError(f"object {digest[:12]} has no picture: {error}") from error
-        try:
-            make_folder(path.parent)
-            _keep(path, lambda file: np.savez(file, array=array))
-        except OSError as error:
-            raise DataError(f"the array {path} cannot be kept: {error.strerror}") from error
-        return array
-
-    def path(self, digest: str) -> Path:
-        """Where an array is, if it is kept."""
-        version = self.fingerprint.removeprefix("sha256:")[:16]
-        return self._folder / version / digest[:2] / f"{digest}.npz"
 
 
 def take(
@@ -521,33 +476,28 @@ def _canonical(content: object) -> bytes:
     ).encode("utf-8", "surrogatepass")
 
 
-def _load(path: Path) -> Arrays | None:
-    """A kept array; None if there is none, or the file is damaged (zip has a CRC-32)."""
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            array: Arrays = stored["array"]
-    except FileNotFoundError:
-        return None
-    # A boundary: NumPy and zip raise what they like on a damaged file.
-    except Exception:  # noqa: BLE001
-        return None
-    return array if array.shape == (SIDE, SIDE) and array.dtype == np.float16 else None
-
-
-def _keep(path: Path, content: Any) -> None:
-    """Write a file whole or not at all, so that it survives losing power."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix="new-")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            if callable(content):
-                content(file)
-            else:
-                file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        with suppress(OSError):
-            Path(temporary).unlink()
-        raise
-    sync(path.parent)
+@click.command("snapshot")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    help="Folder that gets the manifest.",
+)
+@click.option(
+    "--until",
+    type=click.DateTime(["%Y-%m-%dT%H:%M:%S", "%Y-%m-%d"]),
+    help="Readings until then, in UTC. [default: a minute ago]",
+)
+def command(out: Path, until: dt.datetime | None) -> None:
+    """Write the manifest of the site's labels: train, validation and the frozen exam."""
+    config = Config.read(os.environ, Path.cwd())
+    app.configure_logging(config)
+    cutoff = None if until is None else until.replace(tzinfo=dt.UTC)
+    snapshot = take(app.worklist(config), app.pictures(config), cutoff, config.exam_share)
+    path = snapshot.write(out)
+    for part, counts in snapshot.counts().items():
+        told = ", ".join(f"{number} {name}" for name, number in counts.items())
+        click.echo(f"{part:11} {told}")
+    for reason, number in sorted(snapshot.left_out.items()):
+        click.echo(f"{reason:14} {number}")
+    click.echo(f"{path} holds snapshot {snapshot.digest[:19]}")

@@ -39,8 +39,10 @@ if TYPE_CHECKING:
     from pydicom.uid import UID
     from structlog.types import Processor
 
+    from triage.arrays import Pictures
     from triage.bundles import Keys
     from triage.quality import Quality
+    from triage.retention import Removed
     from triage.scp import Door
     from triage.shadow import Pair
     from triage.sinks import Sink
@@ -166,6 +168,34 @@ def migrate_worklist(config: Config) -> str:
     if before == HEAD:
         return f"{place} is at schema {HEAD} already"
     return f"{place} moved from schema {before or 'none'} to {HEAD}"
+
+
+def pictures(config: Config) -> "Pictures":
+    """The arrays that training keeps of an installation's objects."""
+    from triage.arrays import Pictures
+
+    return Pictures(Spool(config.spool_folder), config.arrays_folder)
+
+
+def retain(config: Config, who: str, *, dry_run: bool) -> "Removed":
+    """Remove the objects and arrays that the policy no longer keeps."""
+    from triage.retention import Housekeeping, Policy
+
+    policy = Policy(config.keep_days, config.keep_array_days)
+    with _lock(config.locks_folder / "retention.lock", wait=True):
+        spool = Spool(config.spool_folder)
+        keeper = Housekeeping(worklist(config), spool, pictures(config), policy, who)
+        return keeper.run(dry_run=dry_run)
+
+
+def withdraw(config: Config, patient_id: str, why: str, who: str, *, in_advance: bool) -> bool:
+    """Take a patient's data out of training; False if it was out already."""
+    learning = worklist(config).learning
+    new = learning.withdraw(patient_id, why, who, in_advance=in_advance)
+    # Again if it was out already: an earlier attempt may have ended between the two.
+    for digest in learning.withdrawn_digests():
+        pictures(config).forget(digest)
+    return new
 
 
 def registry(config: Config) -> Registry:
@@ -674,6 +704,17 @@ def part_name(config: Config, part: str) -> Iterator[str]:
         else:
             raise ServiceError(f"{MAX_WORKERS} {part}s run with {config.home} already")
         yield f"{socket.gethostname()[:96]}/{part}-{number}"
+
+
+@contextmanager
+def lone_name(config: Config, part: str) -> Iterator[str]:
+    """A name as :func:`part_name` gives, that no process of another home has either.
+
+    Homes on one machine may share a database, and so may machines that were given one name.
+    """
+    with part_name(config, part) as name:
+        home = config.locks_folder.stat()
+        yield f"{name}@{home.st_dev:x}-{home.st_ino:x}"
 
 
 @contextmanager

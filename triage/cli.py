@@ -257,6 +257,77 @@ def readings_export(config: Config, file: Any) -> None:
 
 
 @main.group()
+def patients() -> None:
+    """Whose data training must not use."""
+
+
+BECAUSE = "For the audit trail, which is kept for ever: no patient data."
+
+
+@patients.command("withdraw")
+@click.argument("patient_id")
+@click.option("--because", required=True, help=BECAUSE)
+@click.option("--in-advance", is_flag=True, help="Though no exam has this Patient ID yet.")
+@click.pass_obj
+def patients_withdraw(config: Config, patient_id: str, because: str, *, in_advance: bool) -> None:
+    """Take a patient's data out of every later snapshot. The exams stay in the worklist."""
+    from triage import app
+
+    try:
+        new = app.withdraw(config, patient_id, because, _who(), in_advance=in_advance)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--because") from error
+    click.echo(
+        "withdrawn: no snapshot that is taken from now on has this patient's data"
+        if new
+        else "this patient was withdrawn already; nothing was changed"
+    )
+
+
+@patients.command("restore")
+@click.argument("patient_id")
+@click.option("--because", required=True, help=BECAUSE)
+@click.pass_obj
+def patients_restore(config: Config, patient_id: str, because: str) -> None:
+    """Let a withdrawn patient's data back into later snapshots."""
+    from triage import app
+
+    try:
+        new = app.worklist(config).learning.restore(patient_id, because, _who())
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--because") from error
+    click.echo(
+        "restored: later snapshots may have this patient's data again"
+        if new
+        else "this patient is not withdrawn; nothing was changed"
+    )
+
+
+@main.group()
+def retention() -> None:
+    """How long objects and arrays are kept."""
+
+
+@retention.command("run")
+@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+@click.pass_obj
+def retention_run(config: Config, *, dry_run: bool) -> None:
+    """Remove what TRIAGE_KEEP_DAYS and TRIAGE_KEEP_ARRAY_DAYS no longer keep."""
+    from triage import app
+
+    app.configure_logging(config)
+    removed = app.retain(config, _who(), dry_run=dry_run)
+    if not (config.keep_days or config.keep_array_days):
+        click.echo("every object is kept: TRIAGE_KEEP_DAYS is 0")
+    click.echo(
+        f"{removed.objects} objects ({removed.object_bytes / 1e6:.1f} MB) and {removed.arrays} "
+        f"arrays {'would be' if dry_run else 'were'} removed"
+    )
+    if removed.kept:
+        click.echo(f"{removed.kept} objects stay: no array could be made of them for training")
+
+
+@main.group()
 def commitments() -> None:
     """What consoles asked us to vouch for, and whether they know the answer."""
 

@@ -518,6 +518,26 @@ class Config(BaseModel):
         default="person", description="Who approves a proven challenger."
     )
 
+    exam_share: float = Field(
+        default=0.3,
+        ge=0,
+        le=0.9,
+        allow_inf_nan=False,
+        description="Share of patients with readings that no training sees: the site exam.",
+    )
+    keep_days: int = Field(
+        default=0,
+        ge=0,
+        le=36_500,
+        description="Days after its last reading that a read exam's object is kept; 0 is for ever.",
+    )
+    keep_array_days: int = Field(
+        default=0,
+        ge=0,
+        le=36_500,
+        description="The same of its array, 256 x 256, for training; 0 is for ever.",
+    )
+
     @model_validator(mode="after")
     def _fit_together(self) -> "Config":
         certificate = self.tls_certificate is not None
@@ -533,6 +553,8 @@ class Config(BaseModel):
             raise ValueError("dicom_port and tls_port are the same: TLS needs a port of its own")
         if bool(self.fleet_url) != (self.fleet_root is not None):
             raise ValueError("fleet_url and fleet_root belong together: set both or none")
+        if self.keep_array_days and not 0 < self.keep_days <= self.keep_array_days:
+            raise ValueError("keep_array_days needs a keep_days that is no longer")
         if self.max_arriving_mb < self.max_object_mb:
             raise ValueError("max_arriving_mb is less than max_object_mb")
         self._web_fits_together()

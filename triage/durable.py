@@ -1,8 +1,11 @@
 """Writing so that it survives losing power (POSIX fsync, of files and of folders)."""
 
 import os
+import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 
 def sync(path: Path) -> None:
@@ -33,3 +36,25 @@ def keep_folder(folder: Path) -> None:
     # Somebody who may use a folder need not be allowed to read the one it is in.
     with suppress(PermissionError):
         sync(folder.parent)
+
+
+def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Write a file whole or not at all; when this returns, it survives losing power.
+
+    Raises
+    ------
+    OSError
+        It cannot be written; what was there before still is.
+    """
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix="new-")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        with suppress(OSError):
+            Path(temporary).unlink()
+        raise
+    sync(path.parent)

@@ -148,6 +148,22 @@ class Spool:
         except (OSError, struct.error):
             return False
 
+    def remove(self, digest: str) -> None:
+        """Remove an instance file for good, if it is there.
+
+        Raises
+        ------
+        SpoolError
+            It cannot be removed.
+        """
+        try:
+            self.path(digest).unlink(missing_ok=True)
+        except OSError as error:
+            raise SpoolError(
+                f"{self.path(digest)} cannot be removed: {error.strerror}: make it writable for "
+                "this user"
+            ) from error
+
     def path(self, digest: str, place: Place = "instances") -> Path:
         """Where a data set is, if it is there."""
         return self._folder / place / digest[:2] / f"{digest}.dcm"

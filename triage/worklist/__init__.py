@@ -31,6 +31,7 @@ from triage.worklist.journal import now as _now
 from triage.worklist.learning import Learning
 from triage.worklist.queries import Queries
 from triage.worklist.readings import Readings
+from triage.worklist.retention import Retention
 from triage.worklist.retrainings import Retrainings
 from triage.worklist.schema import WRITE, open_engine, require_current, unavailable
 from triage.worklist.sessions import Sessions
@@ -127,6 +128,7 @@ class Worklist:
     learning : Learning
     shadows : Shadows
     drifts : Drifts
+    retention : Retention
 
     Raises
     ------
@@ -158,6 +160,7 @@ class Worklist:
         self.learning = Learning(self._transaction)
         self.shadows = Shadows(self._transaction)
         self.drifts = Drifts(self._transaction)
+        self.retention = Retention(self._transaction)
         try:
             require_current(self._reading)
         except WorklistError:

@@ -240,6 +240,25 @@ class Learning:
                 )
             )
 
+    def withdrawn_digests(self) -> set[str]:
+        """The digests of the kept objects of the patients who are withdrawn now."""
+        gone, key = self.withdrawn(), self._key()
+        found: set[str] = set()
+        last = 0
+        while gone:
+            with self._transaction() as session:
+                rows = session.execute(
+                    select(Item.id, Item.digest, Item.patient_id)
+                    .where(Item.id > last, Item.patient_id != "")
+                    .order_by(Item.id)
+                    .limit(_BATCH)
+                ).all()
+            if not rows:
+                break
+            last = rows[-1].id
+            found.update(row.digest for row in rows if _patient(key, row.patient_id, "") in gone)
+        return found
+
     def draws(self) -> dict[str, bool]:
         """Of each patient that was drawn, whether into the exam."""
         with self._transaction() as session:

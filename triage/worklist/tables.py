@@ -454,7 +454,7 @@ class Retraining(Base):
     forced: Mapped[bool] = mapped_column(Boolean)
     cutoff: Mapped[dt.datetime] = mapped_column(UtcDateTime)
     """Readings up to here count; a run that goes on keeps it."""
-    holder: Mapped[str] = mapped_column(String(128))
+    holder: Mapped[str] = mapped_column(String(160))
     attempts: Mapped[int] = mapped_column(Integer)
     """Processes that began since it last came further."""
     started_at: Mapped[dt.datetime] = mapped_column(UtcDateTime)
@@ -474,7 +474,7 @@ class Lease(Base):
     __tablename__ = "leases"
 
     name: Mapped[str] = mapped_column(String(32), primary_key=True)
-    holder: Mapped[str | None] = mapped_column(String(128))
+    holder: Mapped[str | None] = mapped_column(String(160))
     until: Mapped[dt.datetime | None] = mapped_column(UtcDateTime)
 
 

@@ -20,7 +20,7 @@ def upgrade() -> None:
         sa.Column("trigger", sa.String(16), nullable=False),
         sa.Column("forced", sa.Boolean, nullable=False),
         sa.Column("cutoff", sa.DateTime, nullable=False),
-        sa.Column("holder", sa.String(128), nullable=False),
+        sa.Column("holder", sa.String(160), nullable=False),
         sa.Column("attempts", sa.Integer, nullable=False),
         sa.Column("started_at", sa.DateTime, nullable=False),
         sa.Column("heartbeat_at", sa.DateTime, nullable=False),
@@ -35,7 +35,7 @@ def upgrade() -> None:
     leases = op.create_table(
         "leases",
         sa.Column("name", sa.String(32), primary_key=True),
-        sa.Column("holder", sa.String(128)),
+        sa.Column("holder", sa.String(160)),
         sa.Column("until", sa.DateTime),
     )
     op.bulk_insert(leases, [{"name": "retraining"}, {"name": "schedule"}])
