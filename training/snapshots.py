@@ -8,7 +8,6 @@ import datetime as dt
 import hashlib
 import json
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -25,11 +24,10 @@ from training.dataset import CLASSES, Snapshot, read_folder
 from training.gate import Exam
 from training.labels import Label, gather
 from triage import app
-from triage.arrays import Pictures
+from triage.arrays import HalfArray, Pictures
 from triage.config import Config
 from triage.durable import make_folder, write_whole
 from triage.errors import DataError
-from triage.pixels import SIDE
 from triage.registry import ModelVersion
 from triage.worklist import Worklist
 from triage.worklist.readings import UNDO
@@ -52,7 +50,6 @@ LEAST_OF_A_CLASS = 5
 AGES = ((1, "under 1"), (6, "1 to 5"), (18, "6 to 17"), (65, "18 to 64"), (151, "65 and over"))
 """Bands of age for the gate's subgroups, each with the years that it ends before."""
 
-Arrays = npt.NDArray[np.float16]
 Names = npt.NDArray[np.str_]
 Numbers = npt.NDArray[np.float64]
 
@@ -275,11 +272,10 @@ def take(
     return SiteSnapshot(tuple(cases), cutoff, taken_at, pictures.fingerprint, dict(left_out))
 
 
-def arrays(snapshot: SiteSnapshot, part: Part, pictures: Pictures) -> Arrays:
+def arrays(snapshot: SiteSnapshot, part: Part, pictures: Pictures) -> HalfArray:
     """The pictures of a part, float16, shape (cases, 256, 256), 0 to 1.
 
-    They lie in a file without a name that the system pages in and out, so that memory does
-    not grow with the labels.
+    As :meth:`triage.arrays.Pictures.stack` gives them.
 
     Raises
     ------
@@ -288,14 +284,7 @@ def arrays(snapshot: SiteSnapshot, part: Part, pictures: Pictures) -> Arrays:
     """
     if pictures.fingerprint != snapshot.pixel_fingerprint:
         raise DataError("the snapshot is of another pixel pipeline: take it anew")
-    wanted = snapshot.part(part)
-    if not wanted:
-        return np.empty((0, SIDE, SIDE), np.float16)
-    with tempfile.TemporaryFile() as file:
-        out = np.memmap(file, np.float16, "w+", shape=(len(wanted), SIDE, SIDE))
-    for row, label in enumerate(wanted):
-        out[row] = pictures.array(label.digest)
-    return out
+    return pictures.stack([label.digest for label in snapshot.part(part)])
 
 
 @dataclass(frozen=True, slots=True)

@@ -215,6 +215,19 @@ def test_an_object_that_goes_after_the_snapshot_stops_its_arrays(small: Site) ->
         arrays(taken, "train", small.pictures)
 
 
+def test_arrays_that_no_disk_can_hold_are_refused_before_the_first(small: Site) -> None:
+    """In one line: a full disk would otherwise end the process at some row."""
+    with pytest.raises(DataError, match="cannot be laid out"):
+        small.pictures.stack(_Many())
+
+
+class _Many(list[str]):
+    """So many digests that no file system holds their arrays."""
+
+    def __len__(self) -> int:
+        return 2**44
+
+
 def test_a_damaged_array_is_made_again(small: Site) -> None:
     """Cut short, or with a bit turned."""
     filled(small, 1)
