@@ -59,16 +59,16 @@ def test_a_threshold_loses_nothing_against_the_champion() -> None:
     random = np.random.default_rng(3)
     truth = np.repeat([0, 1], 60)
     labels = np.where(random.random(120) < 0.05, 1 - truth, truth)
-    champion = truth + random.normal(0.0, 0.6, 120) >= 0.5
+    champion = truth + random.normal(0.0, 0.4, 120) >= 0.5
     better = 1 / (1 + np.exp(-(6.0 * truth - 3.0 + random.normal(0.0, 1.5, 120))))
     threshold = no_worse_threshold(labels, np.ones(120), champion, better, 0.975)
     old, new = rates(labels, champion), rates(labels, better >= threshold)
     assert new[0] >= old[0]
     assert new[1] >= old[1]
     assert sum(new) > sum(old)
-    # The wanted sensitivity alone would flag nearly everybody.
+    # The wanted sensitivity alone would be the score of a wrong label.
     alone = np.sort(better[labels == 1])[int(0.025 * (labels == 1).sum())]
-    assert rates(labels, better >= alone)[1] < new[1] - 0.3
+    assert rates(labels, better >= alone)[1] < new[1] - 0.1
 
 
 def test_the_wanted_sensitivity_is_reached_where_it_costs_nothing() -> None:
