@@ -8,7 +8,6 @@ import datetime as dt
 import hashlib
 import json
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -23,13 +22,12 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from training.dataset import CLASSES, Snapshot, read_folder
 from training.gate import Exam
-from training.labels import Label, gather
+from training.labels import Label, from_exams
 from triage import app
-from triage.arrays import Pictures
+from triage.arrays import HalfArray, Pictures
 from triage.config import Config
 from triage.durable import make_folder, write_whole
 from triage.errors import DataError
-from triage.pixels import SIDE
 from triage.registry import ModelVersion
 from triage.worklist import Worklist
 from triage.worklist.readings import UNDO
@@ -52,7 +50,6 @@ LEAST_OF_A_CLASS = 5
 AGES = ((1, "under 1"), (6, "1 to 5"), (18, "6 to 17"), (65, "18 to 64"), (151, "65 and over"))
 """Bands of age for the gate's subgroups, each with the years that it ends before."""
 
-Arrays = npt.NDArray[np.float16]
 Names = npt.NDArray[np.str_]
 Numbers = npt.NDArray[np.float64]
 
@@ -253,15 +250,43 @@ def take(
     """
     taken_at = dt.datetime.now(dt.UTC)
     cutoff = taken_at - UNDO if until is None else until.astimezone(dt.UTC)
-    gathered = gather(worklist, cutoff)
-    left_out = Counter(gathered.counts)
-    whole = _with_pictures(gathered.labels, pictures, left_out)
-    patients = dict.fromkeys(label.patient for label in whole)
-    groups = [gathered.members[patient] for patient in patients]
-    drawn = worklist.learning.draw(groups, exam_share)
-    sides = {patient: {drawn[each] for each in gathered.members[patient]} for patient in patients}
+    learning = worklist.learning
+    while True:
+        withdrawn = learning.withdrawn()
+        gathered = from_exams(learning.exams(cutoff), withdrawn)
+        left_out = Counter(gathered.counts)
+        whole = _with_pictures(gathered.labels, pictures, left_out)
+        groups = {label.patient: gathered.members[label.patient] for label in whole}
+        drawn = learning.draw(list(groups.values()), exam_share)
+        if learning.withdrawn() == withdrawn:
+            break
+        # Somebody has withdrawn meanwhile, and their array may have been made once more.
+        for digest in learning.withdrawn_digests():
+            pictures.forget(digest)
+    sides = {name: frozenset(drawn[each] for each in group) for name, group in groups.items()}
+    cases = divide(whole, sides, validation_share, left_out)
+    return SiteSnapshot(cases, cutoff, taken_at, pictures.fingerprint, dict(left_out))
+
+
+def divide(
+    found: Sequence[Label],
+    sides: Mapping[str, frozenset[bool]],
+    validation_share: float,
+    left_out: Counter[str],
+) -> tuple[Case, ...]:
+    """Put each label into a part, or leave it out. Pure but for the counts.
+
+    Parameters
+    ----------
+    found : sequence of Label
+    sides : mapping of str to frozenset of bool
+        Of each patient, whether those hashes that are theirs were drawn into the exam.
+    validation_share : float
+    left_out : Counter
+        Is told of what is in no part.
+    """
     cases, rest = [], []
-    for label in whole:
+    for label in found:
         if len(sides[label.patient]) > 1:
             left_out["both_sides"] += 1
         elif True not in sides[label.patient]:
@@ -271,15 +296,15 @@ def take(
         else:
             left_out["unmeasured"] += 1
     cases += _by_time(rest, validation_share, left_out)
-    cases.sort(key=lambda case: (case.label.received_at, case.label.sop_instance_uid))
-    return SiteSnapshot(tuple(cases), cutoff, taken_at, pictures.fingerprint, dict(left_out))
+    return tuple(
+        sorted(cases, key=lambda case: (case.label.received_at, case.label.sop_instance_uid))
+    )
 
 
-def arrays(snapshot: SiteSnapshot, part: Part, pictures: Pictures) -> Arrays:
+def arrays(snapshot: SiteSnapshot, part: Part, pictures: Pictures) -> HalfArray:
     """The pictures of a part, float16, shape (cases, 256, 256), 0 to 1.
 
-    They lie in a file without a name that the system pages in and out, so that memory does
-    not grow with the labels.
+    As :meth:`triage.arrays.Pictures.stack` gives them.
 
     Raises
     ------
@@ -288,14 +313,7 @@ def arrays(snapshot: SiteSnapshot, part: Part, pictures: Pictures) -> Arrays:
     """
     if pictures.fingerprint != snapshot.pixel_fingerprint:
         raise DataError("the snapshot is of another pixel pipeline: take it anew")
-    wanted = snapshot.part(part)
-    if not wanted:
-        return np.empty((0, SIDE, SIDE), np.float16)
-    with tempfile.TemporaryFile() as file:
-        out = np.memmap(file, np.float16, "w+", shape=(len(wanted), SIDE, SIDE))
-    for row, label in enumerate(wanted):
-        out[row] = pictures.array(label.digest)
-    return out
+    return pictures.stack([label.digest for label in snapshot.part(part)])
 
 
 @dataclass(frozen=True, slots=True)

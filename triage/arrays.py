@@ -1,5 +1,9 @@
 """The arrays of kept objects: normalized once, then kept for training."""
 
+import math
+import os
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +58,34 @@ class Pictures:
         except OSError as error:
             raise DataError(f"the array {path} cannot be kept: {error.strerror}") from error
         return array
+
+    def stack(self, digests: Sequence[str]) -> HalfArray:
+        """The arrays of several objects, float16, shape (objects, 256, 256), 0 to 1.
+
+        They lie in a file without a name, whose pages the system takes from memory when others
+        need it, so that what is held at once does not grow with the labels.
+
+        Raises
+        ------
+        DataError
+            As :meth:`array`; or there is no room.
+        """
+        if not digests:
+            return np.empty((0, SIDE, SIDE), np.float16)
+        shape = (len(digests), SIDE, SIDE)
+        try:
+            make_folder(self._folder)
+            with tempfile.TemporaryFile(dir=self._folder) as file:
+                # Else a full disk ends the process by SIGBUS, at whatever row it is met.
+                os.posix_fallocate(file.fileno(), 0, math.prod(shape) * 2)
+                out = np.memmap(file, np.float16, "r+", shape=shape)
+        except OSError as error:
+            raise DataError(
+                f"{len(digests)} arrays cannot be laid out in {self._folder}: {error.strerror}"
+            ) from error
+        for row, digest in enumerate(digests):
+            out[row] = self.array(digest)
+        return out
 
     def path(self, digest: str) -> Path:
         """Where an array is, if it is kept."""

@@ -128,6 +128,11 @@ class Spool:
         path = self.path(digest)
         try:
             return dcmread(path)
+        except FileNotFoundError as error:
+            raise SpoolError(
+                f"instance file {path} is not there: it was removed by `triage retention run`, as "
+                "the exam's events say, or restore it from backup"
+            ) from error
         except OSError as error:
             raise SpoolError(
                 f"instance file {path} cannot be read ({error.strerror}): restore it from backup"

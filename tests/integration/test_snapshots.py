@@ -23,6 +23,7 @@ from training.snapshots import (
     read,
     take,
 )
+from triage.arrays import HalfArray
 from triage.cli import main
 from triage.config import Config
 from triage.errors import DataError
@@ -184,6 +185,22 @@ def test_what_a_champion_missed_in_the_exam_is_locked(tmp_path: Path) -> None:
     assert not taken.trained_on & set(judged.patients.tolist())
 
 
+def test_who_withdraws_while_a_snapshot_is_taken_is_not_in_it(small: Site) -> None:
+    """Nor is the array that was just made for it kept."""
+    filled(small, 3)
+    learning, digest = small.worklist.learning, small.worklist.digest("1.2.1") or ""
+    make = small.pictures.array
+
+    def array(asked: str) -> HalfArray:
+        made = make(asked)
+        learning.withdraw("P1", "asked by letter", "clerk", in_advance=False)
+        return made
+
+    small.pictures.array = array  # type: ignore[method-assign]
+    assert set(parts_of(snapshot(small))) == {"1.2.0", "1.2.2"}
+    assert not small.pictures.has(digest)
+
+
 def test_a_missing_or_damaged_object_is_left_out_and_told_in_a_line(small: Site) -> None:
     """The others are taken; a kept array needs its object no more."""
     filled(small, 4)
@@ -213,6 +230,19 @@ def test_an_object_that_goes_after_the_snapshot_stops_its_arrays(small: Site) ->
     small.spool.remove(digest)
     with pytest.raises(DataError, match="missing from the spool"):
         arrays(taken, "train", small.pictures)
+
+
+def test_arrays_that_no_disk_can_hold_are_refused_before_the_first(small: Site) -> None:
+    """In one line: a full disk would otherwise end the process at some row."""
+    with pytest.raises(DataError, match="cannot be laid out"):
+        small.pictures.stack(_Many())
+
+
+class _Many(list[str]):
+    """So many digests that no file system holds their arrays."""
+
+    def __len__(self) -> int:
+        return 2**44
 
 
 def test_a_damaged_array_is_made_again(small: Site) -> None:
