@@ -77,24 +77,32 @@ def fill(given: Config, exams: int, *, first: int = 0, sick: int | None = None) 
     spool = Spool(given.spool_folder)
     for number in range(first, first + exams):
         diseased = number % 2 == 1 if sick is None else number < sick
-        uid = f"1.2.{number}"
         shown = chest(number, opacity=0.9 * diseased, shape=(140, 116))
-        content = encoded(radiograph(shown, SOPInstanceUID=uid))
-        start = 144 + int.from_bytes(content[140:144], "little")  # PS3.10 7.1
-        digest = digest_of(content[start:])
-        spool.put(digest, [content[:start], content[start:]])
-        came = arrival(uid, patient_id=f"P{number}", patient_age="003Y", patient_sex="F")
-        instance = Instance(**{name: getattr(came.instance, name) for name in Instance.__slots__})
-        assert worklist.receive(
-            Arrival(instance, "1.2.840.10008.1.2.1", "CR1", "127.0.0.1", digest, len(content))
-        )
-        claim = worklist.claim("worker")
-        assert claim is not None
-        assert worklist.scored(claim, Score(0.9, 0.5, "v1"), ())
-        verdict = "confirmed" if diseased else "rejected"
-        worklist.readings.add(uid, Said(verdict, f"reader {number % 3}"))
+        enter_read(worklist, spool, number, shown, diseased=diseased)
     age(worklist, first)
     worklist.close()
+
+
+def enter_read(
+    worklist: Worklist, spool: Spool, number: int, shown: np.ndarray, *, diseased: bool
+) -> None:
+    """Let a picture come as an exam of a patient of its own, be scored and be read."""
+    uid = f"1.2.{number}"
+    content = encoded(radiograph(shown, SOPInstanceUID=uid))
+    start = 144 + int.from_bytes(content[140:144], "little")  # PS3.10 7.1
+    digest = digest_of(content[start:])
+    spool.put(digest, [content[:start], content[start:]])
+    came = arrival(uid, patient_id=f"P{number}", patient_age="003Y", patient_sex="F")
+    instance = Instance(**{name: getattr(came.instance, name) for name in Instance.__slots__})
+    assert worklist.receive(
+        Arrival(instance, "1.2.840.10008.1.2.1", "CR1", "127.0.0.1", digest, len(content))
+    )
+    claim = worklist.claim("worker")
+    assert claim is not None
+    assert worklist.scored(claim, Score(0.9, 0.5, "v1"), ())
+    worklist.readings.add(
+        uid, Said("confirmed" if diseased else "rejected", f"reader {number % 3}")
+    )
 
 
 def age(worklist: Worklist, first: int) -> None:

@@ -187,6 +187,8 @@ def schedule(config: Config, *, keep: bool, supervised: bool) -> None:
         os._exit(0)
     retrainings = app.worklist(config).retrainings
     click.echo(_told(config))
+    if config.retrain_promotion == "automatic":
+        click.echo("warning: a proven challenger is promoted, and nobody is asked")
     click.echo(f"kept by {retrainings.leader() or 'no node: run `triage serve --roles retrain`'}")
     due = retrainings.scheduled().get(JOB)
     if due is not None:
@@ -230,6 +232,11 @@ def keep_schedule(config: Config, stop: threading.Event) -> None:
                 if leads and scheduler is None:
                     scheduler = _scheduler(config, worklist)
                     log.info(_told(config), action="schedule_kept", holder=holder)
+                    if config.retrain_promotion == "automatic":
+                        log.warning(
+                            "proven challengers are promoted, and nobody is asked",
+                            action="promotion_automatic",
+                        )
                 elif not leads and scheduler is not None:
                     log.warning("another node keeps the schedule", action="schedule_lost")
                     scheduler.shutdown(wait=False)

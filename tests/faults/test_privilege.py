@@ -103,7 +103,9 @@ def test_a_worker_without_a_network_scores(
         service.stop()
 
 
-@pytest.mark.parametrize(("role", "most"), [("receive", 15), ("score", 6), ("deliver", 15)])
+@pytest.mark.parametrize(
+    ("role", "most"), [("receive", 15), ("score", 6), ("deliver", 15), ("retrain", 15)]
+)
 def test_a_unit_is_valid_and_closed(tmp_path: Path, role: str, most: int) -> None:
     """systemd's own judgement, in tenths; a unit without any of it has 96."""
     units = tmp_path / "units"

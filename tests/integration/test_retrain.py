@@ -28,6 +28,7 @@ from triage.worklist.schema import migrate, open_engine
 from triage.worklist.tables import Lease, Retraining, RetrainJob
 
 KILLS = 3
+"""`make faults` does ten."""
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,45 @@
+"""A retraining that is killed at random moments, again and again."""
+
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from tests.faults.conftest import Tally, amount
+from tests.retraining import config, fill, interrupted, retrain, settings, weights
+from triage import app
+from triage.registry import CHALLENGER, Registry
+from triage.worklist.retrainings import RetrainingState
+
+
+def test_a_killed_retraining_comes_to_what_an_undisturbed_one_does(
+    tmp_path: Path, tally: Tally
+) -> None:
+    """One run, one challenger, nothing half; and the same weights, to the bit."""
+    kills = amount(3, 10, "FAULTS_RETRAININGS")
+    calm = tmp_path / "calm" / "home"
+    fill(config(calm), 48)
+    disturbed = tmp_path / "disturbed" / "home"
+    shutil.copytree(calm, disturbed)
+    interrupted(disturbed, kills, random.Random(amount(1, 1, "FAULTS_SEED")))
+    tally.fault("kill -9 of a retraining", kills)
+    process = retrain(settings(calm), "run")
+    told, log = process.communicate(timeout=600)
+    assert process.returncode == 0, told + log
+    trained = []
+    for home in (calm, disturbed):
+        given = config(home)
+        worklist = app.worklist(given)
+        [record] = worklist.retrainings.records()
+        worklist.close()
+        assert record.state is RetrainingState.DONE
+        models = Registry(given.models_folder)
+        models.history()
+        assert len(models.versions()) == 2
+        challenger = models.version(models.aliases()[CHALLENGER])
+        assert challenger.version == record.version
+        assert len(models.decisions(challenger.version)) == 1
+        assert not list(given.models_folder.glob(".*"))
+        trained.append(weights(challenger.folder))
+    assert np.array_equal(*trained)
