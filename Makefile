@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 PROGRAMS := dcmsend dciodvfy pg_lsclusters ps /usr/sbin/Orthanc openssl chromium strace faketime systemd-analyze
 PACKAGES := dcmtk dicom3tools postgresql procps orthanc openssl chromium strace faketime systemd
 
-.PHONY: demo test lint pytest faults bench audit samples clean
+.PHONY: demo test lint pytest faults bench audit story samples clean
 
 demo: $(VENV)/runs
 	@$(BIN)/python deploy/demo.py $(if $(ONCE),--once)
@@ -45,6 +45,10 @@ audit: $(VENV)/tests
 
 bench: $(VENV)/tests $(VENV)/programs
 	$(BIN)/python -m tests.benchmarks
+
+# The loop that learns, told on the real radiographs: DATA is the folder that has train/.
+story: $(VENV)/tests
+	$(BIN)/python -m tests.acceptance.story $(if $(DATA),--data $(DATA))
 
 samples: $(VENV)/runs
 	$(BIN)/python sample_dicom/draw.py

@@ -151,6 +151,8 @@ def fit_all(
             "precision": plan.precision,
             "folds": plan.folds,
             "epochs": plan.epochs,
+            # From 1, as the command has it; null if every patient was trained on.
+            "fold": None if fold is None else fold + 1,
             **RECIPE,
             "history": history,
             "versions": {

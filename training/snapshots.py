@@ -391,14 +391,16 @@ def _trained_rows(snapshot: Snapshot, trained: ModelVersion) -> npt.NDArray[np.i
     if "validation" in parts:
         split = snapshot.split(seed)
         return np.sort(np.concatenate([split["train"], split["validation"]]))
-    # Of a cross-validation's fold, and which one is not told: never what any that it may be
-    # has held out.
+    # Of a cross-validation's fold. If it is not told which: never what any that it may be has
+    # held out.
     folds = StratifiedGroupKFold(int(told["training"]["folds"]), shuffle=True, random_state=seed)
     labels, patients = snapshot.labels, snapshot.patients
+    fold = told["training"].get("fold")
     held = [
         rows
-        for _, rows in folds.split(labels, labels, patients)
-        if all(
+        for number, (_, rows) in enumerate(folds.split(labels, labels, patients), 1)
+        if fold in {None, number}
+        and all(
             int((labels[rows] == label).sum()) == parts["held_out"][name]
             for label, name in enumerate(CLASSES)
         )
