@@ -68,7 +68,7 @@ class Scale:
     readings, shadow, after : int
         Exams that are read, that come while the challenger is in shadow, that come once it is
         champion.
-    pictures, epochs : int
+    pictures, epochs, nice : int
         Of the retraining.
     policy : str
         Of the gate, TOML; empty for the default.
@@ -79,6 +79,7 @@ class Scale:
     after: int = 200
     pictures: int = 1_000
     epochs: int = 4
+    nice: int = 19
     policy: str = ""
 
 
@@ -187,6 +188,7 @@ class Story:
                 "TRIAGE_RETRAIN_POLICY": str(policy),
                 "TRIAGE_RETRAIN_PICTURES": str(scale.pictures),
                 "TRIAGE_RETRAIN_EPOCHS": str(scale.epochs),
+                "TRIAGE_RETRAIN_NICE": str(scale.nice),
                 "TRIAGE_SHADOW_EXAMS": str(int(scale.shadow * 0.9)),
             },
         )

@@ -12,6 +12,8 @@ SHORT = Scale(
     after=60,
     pictures=400,
     epochs=3,
+    # With other tests beside it, the least priority there is would be none.
+    nice=0,
     policy="""
 [site]
 least_diseased = 20
