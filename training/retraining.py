@@ -237,7 +237,12 @@ class _Job:
         """The challenger, from the folder of this run; other folders are of no more use."""
         config = self._config
         # TensorFlow takes seconds to import.
+        import tensorflow as tf
+
         from training import challenger
+
+        # A run that was killed comes to what it would have come to, to the bit.
+        tf.config.experimental.enable_op_determinism()
 
         settings = challenger.Settings(config.retrain_epochs, config.retrain_pictures, SEED)
         place = (
