@@ -187,22 +187,21 @@ def go_on(
         Is told the number of epochs that are finished, after each.
     """
     keras.utils.set_random_seed(seed)
-    checkpoint = _Checkpoint(folder, tell)
+    checkpoint = _Checkpoint(folder, seed, tell)
+    network = begin()
+    freeze(network)
+    steps = epochs * max(1, len(shown[1]) // BATCH)
+    warm_up = int(WARM_UP * steps)
+    schedule = keras.optimizers.schedules.CosineDecay(
+        0.0, steps - warm_up, warmup_target=rate.peak, warmup_steps=warm_up
+    )
+    network.compile(
+        keras.optimizers.AdamW(schedule, weight_decay=rate.decay),
+        keras.losses.BinaryCrossentropy(label_smoothing=SMOOTHING),
+        weighted_metrics=["accuracy"],
+    )
     if checkpoint.history:
-        network = load(folder / LAST)
-    else:
-        network = begin()
-        freeze(network)
-        steps = epochs * max(1, len(shown[1]) // BATCH)
-        warm_up = int(WARM_UP * steps)
-        schedule = keras.optimizers.schedules.CosineDecay(
-            0.0, steps - warm_up, warmup_target=rate.peak, warmup_steps=warm_up
-        )
-        network.compile(
-            keras.optimizers.AdamW(schedule, weight_decay=rate.decay),
-            keras.losses.BinaryCrossentropy(label_smoothing=SMOOTHING),
-            weighted_metrics=["accuracy"],
-        )
+        _take_over(network, load(folder / LAST))
     done = len(checkpoint.history)
     if done < epochs:
         network.fit(
@@ -215,6 +214,17 @@ def go_on(
     return network, checkpoint.history
 
 
+def _take_over(network: keras.Model, saved: keras.Model) -> None:
+    """Give a network the weights and the optimizer's state of one that was saved.
+
+    The saved one itself will not do: Keras forgets that its dropout computes in half precision.
+    """
+    network.set_weights(saved.get_weights())
+    network.optimizer.build(network.trainable_variables)
+    for mine, theirs in zip(network.optimizer.variables, saved.optimizer.variables, strict=True):
+        mine.assign(theirs)
+
+
 def reopened(folder: Path) -> tuple[keras.Model, list[dict[str, float]]]:
     """A finished network and its history.
 
@@ -223,16 +233,18 @@ def reopened(folder: Path) -> tuple[keras.Model, list[dict[str, float]]]:
     DataError
         There is none, or it is damaged.
     """
-    history = _Checkpoint(folder).history
+    history = _Checkpoint(folder, 0).history
     return load(folder / LAST), history
 
 
 class _Checkpoint(keras.callbacks.Callback):  # type: ignore[misc]
     """Keeps the last finished epoch on disk."""
 
-    def __init__(self, folder: Path, tell: Callable[[int], None] = lambda _: None) -> None:
+    def __init__(
+        self, folder: Path, seed: int, tell: Callable[[int], None] = lambda _: None
+    ) -> None:
         super().__init__()
-        self._folder, self._tell = folder, tell
+        self._folder, self._seed, self._tell = folder, seed, tell
         self.history: list[dict[str, float]] = []
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / HISTORY).exists():
@@ -243,6 +255,13 @@ class _Checkpoint(keras.callbacks.Callback):  # type: ignore[misc]
                     f"checkpoint {folder / HISTORY} is damaged ({error}): remove {folder} to "
                     "start again"
                 ) from error
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:  # noqa: ARG002
+        """What an epoch drops out depends on seed and epoch only: a checkpoint does not keep it."""
+        drawn = np.random.default_rng((self._seed, epoch, 1)).integers(2**31)
+        for layer in self.model.layers:
+            if isinstance(layer, keras.layers.SpatialDropout2D):
+                layer.seed_generator.state.assign(np.array([drawn, 0], np.uint32))
 
     def on_epoch_end(self, _epoch: int, logs: dict[str, float] | None = None) -> None:
         self.history.append({key: round(float(value), 6) for key, value in (logs or {}).items()})

@@ -64,19 +64,27 @@ def run_now(
     # Snapshots and checkpoints are of patients: for this user only.
     os.umask(0o077)
     _stop_when_told(supervised=supervised)
-    # TensorFlow and what else needs the extra is imported from here on.
+    _limit(config.retrain_threads)
     retraining = _parts()
     if dry_run:
         _tell_what_would_be(config, force=force)
         return
-    retraining.give_way(config.retrain_nice)
     trigger = "schedule" if scheduled else "command"
     told = retraining.ran(config, trigger, forced=force, anew=not go_on)
     if told is not None:
         click.echo(told)
 
 
+def _limit(threads: int) -> None:
+    """Of TensorFlow and NumPy, which count them when they are imported."""
+    for name in ("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ.setdefault(name, str(threads))
+    os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
 def _parts() -> Any:
+    """What needs the extra."""
     try:
         from training import retraining
     except ModuleNotFoundError as error:

@@ -111,6 +111,9 @@ def ran(config: Config, trigger: str, *, forced: bool = False, anew: bool = True
                 trigger=run.trigger,
             )
             with _alive(worklist, holder, run):
+                # Of this thread and those that it starts; the one that renews the lease goes on
+                # as it was, or a busy machine would look like a dead process.
+                _give_way(config.retrain_nice)
                 return _Job(config, worklist, holder, run).ended()
         finally:
             worklist.close()
@@ -233,9 +236,13 @@ class _Job:
     ) -> ModelVersion:
         """The challenger, from the folder of this run; other folders are of no more use."""
         config = self._config
-        _limit(config.retrain_threads)
-        # TensorFlow takes seconds to import, and its threads are counted then.
+        # TensorFlow takes seconds to import.
+        import tensorflow as tf
+
         from training import challenger
+
+        # A run that was killed comes to what it would have come to, to the bit.
+        tf.config.experimental.enable_op_determinism()
 
         settings = challenger.Settings(config.retrain_epochs, config.retrain_pictures, SEED)
         place = (
@@ -481,18 +488,10 @@ def _lost(number: int) -> None:
     os._exit(LOST)
 
 
-def give_way(niceness: int) -> None:
+def _give_way(niceness: int) -> None:
     """Let everything else go first; 19 also computes, reads and writes in idle times (Linux)."""
     with suppress(OSError):
         os.nice(max(0, niceness - os.nice(0)))
     if niceness == 19:
         with suppress(OSError, AttributeError):
             os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-
-
-def _limit(threads: int) -> None:
-    """Of TensorFlow and of what it and NumPy compute with; before they are imported."""
-    for name in ("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ.setdefault(name, str(threads))
-    os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

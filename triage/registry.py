@@ -17,7 +17,9 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -183,7 +185,7 @@ class Registry:
             return _same(target, model)
         try:
             make_folder(self.folder)
-            with tempfile.TemporaryDirectory(dir=self.folder, prefix=".adding-") as temporary:
+            with tempfile.TemporaryDirectory(dir=self.folder, prefix=_ADDING) as temporary:
                 copy = Path(temporary) / model.version
                 copy.mkdir()
                 for name in (DESCRIPTION, *model.description["files"]):
@@ -532,7 +534,14 @@ class Registry:
         return version
 
     def settle(self) -> None:
-        """Finish a move that a crash broke off: write the aliases that the history comes to."""
+        """Finish a move that a crash broke off: write the aliases that the history comes to.
+
+        What an entry that was killed left behind is removed after an hour.
+        """
+        for left in self.folder.glob(f"{_ADDING}*"):
+            with suppress(OSError):
+                if time.time() - left.stat().st_mtime > 3_600:
+                    shutil.rmtree(left)
         if (self.folder / HISTORY).exists():
             with Ledger(self.folder / HISTORY).writing() as pen:
                 if _state(pen.entries) is not None and self._unsettled(pen):
@@ -583,6 +592,7 @@ class Registry:
         _replace(self.folder / ALIASES, (json.dumps(aliases, indent=2) + "\n").encode("utf-8"))
 
 
+_ADDING = ".adding-"
 _MOVES = {"FOUND", "NAMED", "PROMOTED", "ROLLED_BACK"}
 _CANDIDATES = {CHALLENGER, SHADOW}
 _OVERTAKEN = "another command moved the champion just now: look, and try again"

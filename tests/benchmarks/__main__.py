@@ -143,7 +143,7 @@ def training() -> None:
     from keras.src.legacy.preprocessing.image import ImageDataGenerator
 
     from training import efficientnet
-    from training.finetune import BATCH, Varied
+    from training.finetune import BATCH, Varied, balanced
 
     batches = 8
     random = np.random.default_rng(1)
@@ -174,7 +174,7 @@ def training() -> None:
     def ours() -> tuple[keras.Model, object]:
         made = network("mixed_bfloat16")
         efficientnet.freeze(made)
-        return made, Varied(pictures, labels, 1, 0)
+        return made, Varied(pictures, labels.astype(np.float32), balanced(labels), 1, 0)
 
     for name, way in (("ours", ours), ("the notebook's way", notebook)):
         made, batches_of = way()

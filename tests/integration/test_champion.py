@@ -14,7 +14,7 @@ from sample_dicom.draw import chest
 from training.augment import blinded, grafted, varied
 from training.calibrate import calibrate, calibration_error, choose_threshold
 from training.dataset import CLASSES, read_folder
-from training.finetune import Varied
+from training.finetune import Varied, balanced
 from training.stress import CHANGES, STRENGTHS, as_sent, changed, exchanged, without_lungs
 from triage.card import card
 from triage.explanation import explain
@@ -323,9 +323,10 @@ def test_training_says_unknown_of_who_is_blinded(arrays: list[np.ndarray]) -> No
     """About 8 in 100 copies have the label 0.5 and their own weight; the others keep theirs."""
     pictures = np.rint(np.stack(arrays * 20)[:64] * 255).astype(np.uint8)
     truth = (np.arange(64) % 4 == 0).astype(np.int64)
+    shown = (pictures, truth.astype(np.float32), balanced(truth))
     said, weights = [], []
     for epoch in range(4):
-        for copies, labels, weight in (Varied(pictures, truth, 1, epoch)[i] for i in range(2)):
+        for copies, labels, weight in (Varied(*shown, 1, epoch)[i] for i in range(2)):
             assert copies.shape == (32, 192, 192, 1)
             said.append(labels.ravel())
             weights.append(weight)
