@@ -15,9 +15,9 @@ import pytest
 
 from tests.certificates import Authority
 from tests.conftest import Service, free_port
-from tests.faults.conftest import Tally, amount
 from tests.faults.consoles import SUCCESS, Image, Queue, images, send
 from tests.faults.invariants import Ledger
+from tests.faults.tally import Tally, amount
 from tests.integration.test_receiver import Console
 
 LIMIT = 8

@@ -12,10 +12,10 @@ import pytest
 
 from tests.certificates import Authority
 from tests.conftest import ROOT, Service, free_port
-from tests.faults.conftest import Tally
 from tests.faults.consoles import Image, Queue, images, send
 from tests.faults.invariants import Ledger, open_to_others
 from tests.faults.services import hold, with_destinations
+from tests.faults.tally import Tally
 from tests.peers import HttpPeer, PacsPeer
 from triage.cli import main
 
