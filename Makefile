@@ -28,7 +28,7 @@ lint: $(VENV)/tests
 	$(BIN)/lint-imports
 
 pytest: $(VENV)/tests $(VENV)/programs
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --ignore=tests/faults $(PYTEST)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(PYTEST)
 
 # The fault suite in its long form, for hours, or with FAULTS=short in some minutes; single amounts
 # by FAULTS_..., see docs/reliability.md.

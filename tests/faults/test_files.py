@@ -2,9 +2,13 @@
 
 import os
 import random
+import re
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -52,6 +56,33 @@ def test_mutated_files_are_settled_in_bounded_time_and_memory(
     assert [each for each in done if "kept, SCORING_ERROR" in each[1]] == []
     assert seen["kept, normalized"] > 0
     assert len(seen) > 5, "the mutations reach many ways"
+
+
+@pytest.mark.skipif(find_spec("atheris") is None, reason="atheris is made for Linux on x86_64")
+def test_what_coverage_leads_to_is_settled(tmp_path: Path, tally: Tally) -> None:
+    """libFuzzer looks for new ways through the pixels; where native code dies it goes on."""
+    left, crashes = amount(200, 200_000, "FAULTS_GUIDED"), 0
+    (corpus := tmp_path / "corpus").mkdir()
+    while left > 0:
+        told = (tmp_path / "log").open("w+")
+        with told:
+            done = subprocess.run(
+                [
+                    sys.executable, "-m", "tests.faults.guided", str(corpus), f"-runs={left}",
+                    f"-seed={crashes + 1}", f"-artifact_prefix={tmp_path}/",
+                    f"-timeout={SECONDS:g}", f"-rss_limit_mb={MEMORY // 1_000_000}",
+                ],
+                stdout=told, stderr=subprocess.STDOUT, check=False,
+            )  # fmt: skip
+            told.seek(0)
+            log = told.read()
+        ran = max([int(number) for number in re.findall(r"^#(\d+)\t", log, re.MULTILINE)])
+        tally.fault("mutated data sets, guided by coverage", ran)
+        if done.returncode == 0:
+            break
+        assert "deadly signal" in log, log[-3_000:]
+        left, crashes = left - ran, crashes + 1
+    tally.fault("ends of a reading process by a native decoder", crashes)
 
 
 def test_what_once_broke_something_is_settled(readers: list[Reader]) -> None:
