@@ -18,7 +18,7 @@ from typing import Literal
 from pydicom import Dataset, dcmread
 
 from triage.durable import keep_folder, make_folder, sync
-from triage.errors import SpoolError
+from triage.errors import PixelsError, SpoolError
 
 Place = Literal["instances", "quarantine", "results"]
 
@@ -123,14 +123,24 @@ class Spool:
         Raises
         ------
         SpoolError
-            Its file is missing or unreadable.
+            Its file is missing, unreadable or damaged.
+        PixelsError
+            Its data set came damaged, behind what the receiver has read of it.
         """
         path = self.path(digest)
         try:
             return dcmread(path)
-        except OSError as error:
-            raise SpoolError(
-                f"instance file {path} cannot be read ({error.strerror}): restore it from backup"
+        except MemoryError:
+            raise
+        # A boundary: pydicom raises what it likes, an OSError for a data set that ends early.
+        except Exception as error:
+            if not self.intact(digest):
+                why = getattr(error, "strerror", None) or "it is damaged"
+                raise SpoolError(
+                    f"instance file {path} cannot be read ({why}): restore it from backup"
+                ) from error
+            raise PixelsError(
+                "DATA_SET_UNDECODABLE", f"the data set cannot be decoded ({type(error).__name__})"
             ) from error
 
     def intact(self, digest: str) -> bool:

@@ -123,6 +123,10 @@ def settled(syntax: str, data: bytes) -> str:
     content = bytes(128) + b"DICM" + encode_file_meta(meta) + data
     try:
         dataset = dcmread(BytesIO(content))
+    # The spool's boundary.
+    except Exception as error:  # noqa: BLE001
+        return f"{understood}, not scored: DATA_SET_UNDECODABLE ({type(error).__name__})"
+    try:
         admission = admit(dataset, Population("any", None, ()), warn_outside=True)
         outcome = f"not admitted: {admission.reason}" if admission.reason else ""
     # The worker's boundary, which says no more than this.

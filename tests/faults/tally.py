@@ -56,7 +56,7 @@ class Tally:
         self.totals["images"] += 0 if again else findings.images
         self.totals["lost"] += len(findings.lost)
         self.totals["duplicated"] += len(findings.duplicated)
-        assert findings.broken == []
+        assert not findings.broken, "\n".join(findings.broken)
 
     def lines(self) -> list[str]:
         """What is printed."""
