@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import create_engine, text
@@ -12,6 +13,10 @@ from tests.faults.consoles import until
 from tests.faults.invariants import Destination, Ledger
 from tests.faults.tally import Tally
 from tests.peers import SECRET
+
+_CAPABILITIES = Path("/proc/self/status").read_text().partition("CapEff:")[2].split()[0]
+MAY_MOUNT = bool(int(_CAPABILITIES, 16) >> 21 & 1)
+"""Whether this user has CAP_SYS_ADMIN; in a container root may not."""
 
 
 def with_destinations(*peers: Any) -> dict[str, str]:

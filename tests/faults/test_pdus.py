@@ -39,7 +39,7 @@ def says(port: int, pdus: list[bytes]) -> None:
     TimeoutError
         It does not, in time.
     """
-    with socket.create_connection(("127.0.0.1", port), timeout=40) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=120) as connection:
         with contextlib.suppress(ConnectionError):
             for pdu in pdus:
                 connection.sendall(pdu)
@@ -81,7 +81,7 @@ def test_mutated_pdus_end_their_association_and_no_more(
             len(list((process / "fd").iterdir())) <= before[0]
             and len(list((process / "task").iterdir())) <= before[1]
         ),
-        60,
+        240,
     )
     log = service.log.read_text()
     for sign in ("thread_died", "connection_broke", "in this program: report it", "Traceback"):
@@ -89,7 +89,7 @@ def test_mutated_pdus_end_their_association_and_no_more(
     # What a mutated data set was kept as is whole, under one row, whoever it claims to be.
     ledger = Ledger()
     several = images(4)
-    Queue(service.port, several, ledger).finish(60)
+    Queue(service.port, several, ledger).finish(180)
     for file in (service.home / "spool" / "instances").rglob("*.dcm"):
         for uid in uids_of(service, file.stem):
             ledger.offered[uid].add(file.stem)
