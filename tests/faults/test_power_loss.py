@@ -27,7 +27,7 @@ def recorded(
 ) -> tuple[Service, list[Image], list[Operation]]:
     """A service from its very first start on, that received some images, and ended."""
     service = new_service()
-    several = images(amount(3, 24))
+    several = images(amount(3, 24, "FAULTS_POWER"))
     roles = ["receive,score"] if FULL else ["receive"]
     recording = Recording(
         [*SERVE, "--roles", *roles],
