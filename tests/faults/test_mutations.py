@@ -23,6 +23,7 @@ class Broken:
     change: Variant
     test: str
     word: str
+    also: Variant | None = None
     short: bool = False
     """Whether the short form has it, too."""
     chosen: tuple[str, ...] = ()
@@ -136,17 +137,10 @@ BROKEN = [
     ),
     Broken(
         "each result is delivered under one identifier",
-        Variant(
-            "delivery.py",
-            "        result = sink.build(self._materials.of(claim))\n",
-            "        result = sink.build(self._materials.of(claim))\n"
-            "        first = self._spool.put('0' * 63 + '1', result.content, 'results')\n"
-            "        sink.send(result.uid, first)\n"
-            "        first.unlink()\n"
-            "        result = sink.build(self._materials.of(claim))\n",
-        ),
+        Variant("results.py", "uuid.uuid5(_NAMESPACE, name).int", "uuid.uuid4().int"),
         "test_kills.py",
         "duplicated:",
+        also=Variant("delivery.py", "            if file.exists():\n", "            if False:\n"),
     ),
     Broken(
         "a clock that is set back puts nothing off",
@@ -208,7 +202,8 @@ BROKEN = [
 )
 def test_the_suite_sees_a_broken_promise(broken: Broken, tmp_path: Path, tally: Tally) -> None:
     """In a copy of the program with the mutation, a test of this suite fails, for that reason."""
-    copy = variant(tmp_path / "copy", broken.change)
+    changes = [broken.change] if broken.also is None else [broken.change, broken.also]
+    copy = variant(tmp_path / "copy", *changes)
     shutil.copytree(ROOT / "tests", copy / "tests", ignore=shutil.ignore_patterns("__pycache__"))
     (copy / "sample_dicom").symlink_to(ROOT / "sample_dicom")
     (copy / "pyproject.toml").symlink_to(ROOT / "pyproject.toml")
