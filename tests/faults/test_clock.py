@@ -55,7 +55,7 @@ def test_jumps_of_a_month_and_an_hour_without_a_pacs_break_no_promise(
     service.start("--roles", "receive,score,deliver")
     step = amount(1_800, 300)
     hour = [f"+{seconds}" for seconds in range(0, 3_601, step)]
-    each = amount(1, 20)
+    each = amount(1, 20, "FAULTS_JUMPED")
     attempts = "SELECT sum(attempts) FROM deliveries"
     parked = "SELECT count(*) FROM deliveries WHERE state <> 'PENDING'"
     try:
@@ -74,10 +74,10 @@ def test_jumps_of_a_month_and_an_hour_without_a_pacs_break_no_promise(
                 assert until(lambda so_far=before: ask(service, attempts) > so_far, 300)
         tally.fault("a PACS that is away for an hour")
         assert not ask(service, parked), "an hour is no reason to give up"
-        pacs.hold = amount(1, 10) / 10
+        pacs.hold = amount(1, 5) / 10
         with pacs:
             there = Destination("pacs-0", KINDS["dicom"], pacs.taken)
-            hold(service, ledger, tally, [there], 900)
+            hold(service, ledger, tally, [there], amount(900, 7_200))
     finally:
         service.stop()
 

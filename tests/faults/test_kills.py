@@ -90,5 +90,5 @@ def test_kills_at_random_moments_break_no_promise(
         for queue in queues:
             queue.finish(300)
     there = Destination("pacs-0", KINDS["dicom"], pacs.taken)
-    hold(service, ledger, tally, [there], 240 + 2 * count)
+    hold(service, ledger, tally, [there], 240 + 10 * count)
     service.stop()
