@@ -28,10 +28,10 @@ lint: $(VENV)/tests
 	$(BIN)/lint-imports
 
 pytest: $(VENV)/tests $(VENV)/programs
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --ignore=tests/faults $(PYTEST)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(PYTEST)
 
-# The fault suite in its long form, for hours, or with FAULTS=short in some minutes; single amounts
-# by FAULTS_..., see docs/reliability.md.
+# The fault suite in its long form, for hours; its short form (FAULTS=short) is a part of `test`.
+# Single amounts by FAULTS_..., see docs/reliability.md.
 FAULTS ?= full
 faults: $(VENV)/tests $(VENV)/programs
 	FAULTS=$(FAULTS) $(BIN)/python -m pytest tests/faults $(PYTEST)

@@ -22,10 +22,13 @@ import psycopg
 import pydicom.data
 import pytest
 
+from tests.faults.tally import pytest_terminal_summary
 from triage.errors import TriageError
 from triage.send import Destination, echo
 from triage.worklist import Worklist
 from triage.worklist.schema import migrate, open_engine
+
+__all__ = ["pytest_terminal_summary"]  # a hook; xdist's controller loads no other conftest
 
 ROOT = Path(__file__).parent.parent
 SAMPLES = ROOT / "sample_dicom"

@@ -297,12 +297,13 @@ def _require_modest_stream(dataset: Dataset) -> None:
     """Refuse a stream that would become more than the header says.
 
     Decoders in C and C++ believe the stream: one of 100 bytes can take gigabytes, or end the
-    process where there are none.
+    process where there are none. One of 20 can keep pydicom for ever.
     """
     if not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
         return
     samples = dataset.Rows * dataset.Columns * dataset.SamplesPerPixel
     stream = get_frame(dataset.PixelData, 0, number_of_frames=1)
+    _require_boxes_with_length(stream)
     if dataset.file_meta.TransferSyntaxUID != RLELossless:
         announced, limit = stream_samples(stream), samples
     elif RLE_GROWTH * len(stream) > RLE_UNCOUNTED:
@@ -311,6 +312,16 @@ def _require_modest_stream(dataset: Dataset) -> None:
         return
     if announced > limit:
         raise ValueError(f"the stream becomes {announced} values, the header announces {limit}")
+
+
+def _require_boxes_with_length(stream: bytes) -> None:
+    """Refuse a JP2 file with a box that pydicom would never leave (ITU-T T.800 I.4)."""
+    at = 12 if stream.startswith(b"\0\0\0\x0cjP  ") else len(stream)
+    while at < len(stream) and stream[at + 4 : at + 8] != b"jp2c":
+        length = int.from_bytes(stream[at : at + 4])
+        if length < 8:
+            raise ValueError(f"a box before the JPEG 2000 stream has a length of {length}")
+        at += length
 
 
 def stream_samples(stream: bytes) -> int:

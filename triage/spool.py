@@ -18,7 +18,7 @@ from typing import Literal
 from pydicom import Dataset, dcmread
 
 from triage.durable import keep_folder, make_folder, sync
-from triage.errors import SpoolError
+from triage.errors import PixelsError, SpoolError
 
 Place = Literal["instances", "quarantine", "results"]
 
@@ -123,7 +123,9 @@ class Spool:
         Raises
         ------
         SpoolError
-            Its file is missing or unreadable.
+            Its file is missing, unreadable or damaged.
+        PixelsError
+            Its data set came damaged, behind what the receiver has read of it.
         """
         path = self.path(digest)
         try:
@@ -133,9 +135,17 @@ class Spool:
                 f"instance file {path} is not there: it was removed by `triage retention run`, as "
                 "the exam's events say, or restore it from backup"
             ) from error
-        except OSError as error:
-            raise SpoolError(
-                f"instance file {path} cannot be read ({error.strerror}): restore it from backup"
+        except MemoryError:
+            raise
+        # A boundary: pydicom raises what it likes, an OSError for a data set that ends early.
+        except Exception as error:
+            if not self.intact(digest):
+                why = getattr(error, "strerror", None) or "it is damaged"
+                raise SpoolError(
+                    f"instance file {path} cannot be read ({why}): restore it from backup"
+                ) from error
+            raise PixelsError(
+                "DATA_SET_UNDECODABLE", f"the data set cannot be decoded ({type(error).__name__})"
             ) from error
 
     def intact(self, digest: str) -> bool:

@@ -24,6 +24,7 @@ from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.dimse_messages import DIMSEMessage
 from pynetdicom.fsm import StateMachine
 from pynetdicom.pdu_primitives import P_DATA
+from pynetdicom.timer import Timer
 from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAssociationServer
 
 from triage.errors import ServiceError
@@ -295,6 +296,8 @@ class _Handler(RequestHandler):  # type: ignore[misc]
         association.dul.socket = _Connection(association, self.request)
         association.dul.event_queue.get_nowait()
         association.dul.state_machine = _StateMachine(association.dul)
+        for name in ("_idle_timer", "artim_timer"):
+            setattr(association.dul, name, _Timer(getattr(association.dul, name).timeout))
         association.dimse = _Messages(association, self.server)
         return association
 
@@ -408,6 +411,32 @@ class _Connection(AssociationSocket):  # type: ignore[misc]
             with suppress(OSError):  # it may be gone, and is to be closed all the same
                 connection.shutdown(socket.SHUT_RDWR)
             connection.close()
+
+
+class _Timer(Timer):  # type: ignore[misc]
+    """Measures time by a clock that nobody sets.
+
+    The library's would end every association when the clock is set ahead, and keep a stalled
+    one for as long as it was set back.
+    """
+
+    _start_time: float | None
+    _end_time: float | None
+
+    def start(self) -> None:
+        self._start_time, self._end_time = time.monotonic(), None
+
+    def stop(self) -> None:
+        self._end_time = time.monotonic()
+
+    @property
+    def remaining(self) -> float:
+        if self.timeout is None:
+            return 1.0
+        if self._start_time is None:
+            return float(self.timeout)
+        now = time.monotonic() if self._end_time is None else self._end_time
+        return float(self.timeout - (now - self._start_time))
 
 
 class _StateMachine(StateMachine):  # type: ignore[misc]

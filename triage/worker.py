@@ -127,7 +127,11 @@ class Worker:
         return True
 
     def _settle(self, claim: Claim, champion: Champion) -> None:
-        dataset = self._spool.instance(claim.digest)
+        try:
+            dataset = self._spool.instance(claim.digest)
+        except PixelsError as error:
+            self._refuse(claim, error.reason, str(error))
+            return
         admission = admit(dataset, champion.population, warn_outside=self._warn_outside)
         if admission.reason is not None:
             self._refuse(claim, admission.reason, admission.explanation)

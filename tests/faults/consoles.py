@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pydicom.uid import generate_uid
 
-from tests.builders import encoded, picture, radiograph
+from tests.builders import chest_radiograph, encoded
 from tests.faults.invariants import Ledger
 from tests.integration.test_receiver import Console, data_of, with_uid
 
@@ -24,10 +24,9 @@ class Image:
     data: bytes
 
 
-def images(count: int, side: int = 64, seed: int = 7) -> list[Image]:
-    """So many images that differ in their UID, so in their digest."""
-    shown = picture(seed, side, side)
-    template = data_of(encoded(radiograph(shown, SOPInstanceUID="1.2.3.4")))
+def images(count: int, rows: int = 140) -> list[Image]:
+    """So many images that are scored, and differ in their UID, so in their digest."""
+    template = data_of(encoded(chest_radiograph(shape=(rows, 116), SOPInstanceUID="1.2.3.4")))
     # Each call has a branch of its own, so that no two calls give the same UID.
     branch = generate_uid(prefix=f"{_ROOT}.")[:50].rstrip(".")
     return [

@@ -79,11 +79,11 @@ def originals() -> list[Path]:
 def _has_pixels(file: Path) -> bool:
     with warnings.catch_warnings(), suppress(Exception):
         warnings.simplefilter("ignore")
-        return "PixelData" in dcmread(file) and "TransferSyntaxUID" in _split(file)[0]
+        return "PixelData" in dcmread(file) and "TransferSyntaxUID" in split(file)[0]
     return False
 
 
-def _split(file: Path) -> tuple[FileMetaDataset, bytes]:
+def split(file: Path) -> tuple[FileMetaDataset, bytes]:
     """File meta information and data set."""
     with file.open("rb") as opened:
         opened.seek(132)
@@ -95,14 +95,14 @@ def case(file: Path, number: int) -> tuple[str, bytes]:
     """Transfer syntax and data set of a mutated file; number 0 is the file as it is."""
     if file.suffix == ".bin":
         return file.stem.partition("-")[0], file.read_bytes()
-    meta, data = _split(file)
+    meta, data = split(file)
     chance = random.Random(f"{file.name} {number}")
     pixels = max(data.find(b"\xe0\x7f\x10\x00"), 0) + 600
     return str(meta.TransferSyntaxUID), mutated(data, chance, pixels) if number else data
 
 
-def _read(file: Path, number: int) -> str:
-    """What receiver and worker make of a case: the way of ``triage.scp`` and ``triage.worker``."""
+def settled(syntax: str, data: bytes) -> str:
+    """What receiver and worker make of a data set, on their way: ``triage.scp``, ``.worker``."""
     from pydicom.uid import UID
 
     from triage import scp
@@ -110,7 +110,6 @@ def _read(file: Path, number: int) -> str:
     from triage.errors import PixelsError
     from triage.pixels import normalize
 
-    syntax, data = case(file, number)
     try:
         scp._understand(data, UID(syntax), 512_000_000)
     except scp._Refusal as refusal:
@@ -124,6 +123,10 @@ def _read(file: Path, number: int) -> str:
     content = bytes(128) + b"DICM" + encode_file_meta(meta) + data
     try:
         dataset = dcmread(BytesIO(content))
+    # The spool's boundary.
+    except Exception as error:  # noqa: BLE001
+        return f"{understood}, not scored: DATA_SET_UNDECODABLE ({type(error).__name__})"
+    try:
         admission = admit(dataset, Population("any", None, ()), warn_outside=True)
         outcome = f"not admitted: {admission.reason}" if admission.reason else ""
     # The worker's boundary, which says no more than this.
@@ -200,7 +203,7 @@ def _main() -> None:
     for line in sys.stdin:
         file, number = json.loads(line)
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
-        outcome = _read(Path(file), number)
+        outcome = settled(*case(Path(file), number))
         status = Path("/proc/self/status").read_text()
         memory = 1_024 * int(status.partition("VmHWM:")[2].split()[0])
         print(json.dumps([outcome, memory]), file=ours, flush=True)

@@ -12,11 +12,12 @@ import stat
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from sqlalchemy import Row, create_engine, text
 
+from tests.faults.tally import Findings
 from tests.integration.test_receiver import data_of
 
 KINDS = {"dicom": ("FINDING", "HEAT_MAP"), "hl7": ("FINDING",), "webhook": ("FINDING",)}
@@ -29,24 +30,6 @@ class Destination:
     name: str
     kinds: tuple[str, ...]
     taken: Mapping[str, Sequence[bytes]]
-
-
-@dataclass
-class Findings:
-    """What a check saw; every list is empty where the promises hold."""
-
-    images: int = 0
-    lost: list[str] = field(default_factory=list)
-    duplicated: list[str] = field(default_factory=list)
-    unsettled: list[str] = field(default_factory=list)
-    undelivered: list[str] = field(default_factory=list)
-    traces: list[str] = field(default_factory=list)
-
-    @property
-    def broken(self) -> list[str]:
-        """Every broken promise in a line."""
-        kinds = ("lost", "duplicated", "unsettled", "undelivered", "traces")
-        return [f"{kind}: {told}" for kind in kinds for told in getattr(self, kind)]
 
 
 class Ledger:

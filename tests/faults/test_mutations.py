@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.faults.conftest import FULL, Tally
+from tests.faults.tally import FULL, Tally
 from tests.faults.variants import Variant, variant
 
 
@@ -23,6 +23,7 @@ class Broken:
     change: Variant
     test: str
     word: str
+    also: Variant | None = None
     short: bool = False
     """Whether the short form has it, too."""
     chosen: tuple[str, ...] = ()
@@ -98,6 +99,7 @@ BROKEN = [
         ),
         NETWORK,
         "duplicated:",
+        short=True,
         chosen=("-k", "same_image"),
     ),
     Broken(
@@ -119,7 +121,7 @@ BROKEN = [
             "                    returned = self._worklist.abandon(self._name)\n",
             "                    returned = 0\n",
         ),
-        "test_hostile.py",
+        "test_decoders.py",
         "unsettled:",
         chosen=("-k", "hangs"),
     ),
@@ -135,17 +137,10 @@ BROKEN = [
     ),
     Broken(
         "each result is delivered under one identifier",
-        Variant(
-            "delivery.py",
-            "        result = sink.build(self._materials.of(claim))\n",
-            "        result = sink.build(self._materials.of(claim))\n"
-            "        first = self._spool.put('0' * 63 + '1', result.content, 'results')\n"
-            "        sink.send(result.uid, first)\n"
-            "        first.unlink()\n"
-            "        result = sink.build(self._materials.of(claim))\n",
-        ),
+        Variant("results.py", "uuid.uuid5(_NAMESPACE, name).int", "uuid.uuid4().int"),
         "test_kills.py",
         "duplicated:",
+        also=Variant("delivery.py", "            if file.exists():\n", "            if False:\n"),
     ),
     Broken(
         "a clock that is set back puts nothing off",
@@ -154,6 +149,17 @@ BROKEN = [
         "is not None",
         short=True,
         chosen=("-k", "is_due and sqlite"),
+    ),
+    Broken(
+        "a clock that is set ahead ends no association",
+        Variant(
+            "transport.py",
+            "setattr(association.dul, name, _Timer(",
+            "setattr(association.dul, name, Timer(",
+        ),
+        "test_clock.py",
+        "== SUCCESS",
+        chosen=("-k", "jumps"),
     ),
     Broken(
         "file handles are given back",
@@ -182,7 +188,7 @@ BROKEN = [
         Variant(
             "worker.py", "signal.setitimer(signal.ITIMER_REAL, SETTLE_SECONDS)", "SETTLE_SECONDS"
         ),
-        "test_hostile.py",
+        "test_decoders.py",
         "unsettled:",
         chosen=("-k", "hangs"),
     ),
@@ -196,11 +202,12 @@ BROKEN = [
 )
 def test_the_suite_sees_a_broken_promise(broken: Broken, tmp_path: Path, tally: Tally) -> None:
     """In a copy of the program with the mutation, a test of this suite fails, for that reason."""
-    copy = variant(tmp_path / "copy", broken.change)
+    changes = [broken.change] if broken.also is None else [broken.change, broken.also]
+    copy = variant(tmp_path / "copy", *changes)
     shutil.copytree(ROOT / "tests", copy / "tests", ignore=shutil.ignore_patterns("__pycache__"))
     (copy / "sample_dicom").symlink_to(ROOT / "sample_dicom")
     (copy / "pyproject.toml").symlink_to(ROOT / "pyproject.toml")
-    environment = {**os.environ, "PYTHONPATH": str(copy)}
+    environment = {**os.environ, "PYTHONPATH": str(copy), "FAULTS_PATIENCE": "90"}
     environment.pop("FAULTS", None)
     done = subprocess.run(
         [

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Service, wait_for
-from tests.faults.conftest import FULL, Tally, amount
 from tests.faults.consoles import Image, images, send
 from tests.faults.invariants import Ledger
 from tests.faults.power import POLICIES, SERVE, Disk, Keep, Operation, Recording, any_of, everything
+from tests.faults.tally import FULL, Tally, amount
 from triage.app import prepare
 from triage.config import Config
 from triage.network import Network
@@ -27,7 +27,7 @@ def recorded(
 ) -> tuple[Service, list[Image], list[Operation]]:
     """A service from its very first start on, that received some images, and ended."""
     service = new_service()
-    several = images(amount(3, 24))
+    several = images(amount(3, 24, "FAULTS_POWER"))
     roles = ["receive,score"] if FULL else ["receive"]
     recording = Recording(
         [*SERVE, "--roles", *roles],

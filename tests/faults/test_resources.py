@@ -6,19 +6,20 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
 import pytest
 from sqlalchemy import create_engine
 
-from tests.conftest import Service, postgres_server
-from tests.faults.conftest import FULL, Tally, amount
-from tests.faults.consoles import Queue, images, send, until
+from tests.conftest import Service, free_port, postgres_server
+from tests.faults.consoles import Queue, images, send, shared, until
 from tests.faults.invariants import Ledger
-from tests.faults.services import hold
+from tests.faults.services import MAY_MOUNT, hold, url_of
+from tests.faults.tally import FULL, Tally, amount
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system: needs root")
+needs_mounts = pytest.mark.skipif(not MAY_MOUNT, reason="mounts a file system: needs root")
 
 
 @contextmanager
@@ -76,33 +77,59 @@ def read_only(disk: Path) -> Iterator[None]:
         yield
 
 
-@needs_root
-def test_a_disk_without_room_refuses_and_recovers(
-    new_service: Callable[..., Service], tmp_path: Path, tally: Tally
-) -> None:
-    """Full, out of inodes, read-only: no Success, no half image, and all goes on afterwards."""
-    disk, ledger = tmp_path / "disk", Ledger()
-    with mounted(disk, "-t", "tmpfs", "-o", "size=24m,nr_inodes=1k,mode=0700", "tmpfs"):
-        service = new_service()
-        service.home = disk / "home"
-        service.start("--roles", "receive,score")
+@dataclass
+class Site:
+    """A receiver and a worker on a small disk of their own, and what consoles were told."""
+
+    service: Service
+    disk: Path
+    ledger: Ledger
+
+    def holds(self, tally: Tally) -> None:
+        """Hold them to their promises."""
+        hold(self.service, self.ledger, tally)
+        self.ledger.acknowledged.clear()  # each image is counted once
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """One for all: what one fault leaves behind meets the next."""
+    disk = tmp_path_factory.mktemp("site") / "disk"
+    size, inodes = amount(24, 256), amount(1, 8)
+    options = f"size={size}m,nr_inodes={inodes}k,mode=0700"
+    with ExitStack() as held:
+        if MAY_MOUNT:
+            held.enter_context(mounted(disk, "-t", "tmpfs", "-o", options, "tmpfs"))
+        else:
+            disk.mkdir(mode=0o700)
+        service = Service(disk / "home", free_port())
         try:
-            for kind, fault in (
-                ("a full disk", full_disk),
-                ("no inodes left", no_inodes),
-                ("a read-only spool", read_only),
-            ):
-                for _ in range(amount(1, 5)):
-                    several = images(8)
-                    assert send(service.port, several[:2], ledger) == 2
-                    with fault(disk):
-                        tally.fault(kind)
-                        for image in several[2:6]:
-                            assert send(service.port, [image], ledger) == 0
-                    Queue(service.port, several, ledger).finish(60)
-            hold(service, ledger, tally)
-        finally:
+            service.start("--roles", "receive,score")
+            yield Site(service, disk, Ledger())
             service.stop()
+        finally:
+            if service.process is not None:
+                service.process.kill()
+                service.process.wait()
+
+
+@needs_mounts
+def test_a_disk_without_room_refuses_and_recovers(site: Site, tally: Tally) -> None:
+    """Full, out of inodes, read-only: no Success, no half image, and all goes on afterwards."""
+    for kind, fault in (
+        ("a full disk", full_disk),
+        ("no inodes left", no_inodes),
+        ("a read-only spool", read_only),
+    ):
+        for _ in range(amount(1, 5)):
+            several = images(amount(4, 8))
+            assert send(site.service.port, several[:2], site.ledger) == 2
+            with fault(site.disk):
+                tally.fault(kind)
+                for image in several[2:]:
+                    assert send(site.service.port, [image], site.ledger) == 0
+            Queue(site.service.port, several, site.ledger).finish(180)
+    site.holds(tally)
 
 
 @contextmanager
@@ -133,47 +160,35 @@ INJECTED = {
 }  # fmt: skip
 
 
-def test_a_disk_that_fails_or_is_slow_costs_no_image(
-    new_service: Callable[..., Service], tally: Tally
-) -> None:
+def test_a_disk_that_fails_or_is_slow_costs_no_image(site: Site, tally: Tally) -> None:
     """Errors and delays at every kind of write, in the receiver and in the worker."""
-    service, ledger = new_service(), Ledger()
-    service.start("--roles", "receive,score")
-    try:
-        for kind, faults in INJECTED.items():
-            several = images(amount(4, 60))
-            for role in ("receive", "score"):
-                with injected(service.part(role), *faults):
-                    tally.fault(f"{kind}, in the part `{role}`")
-                    for number in range(0, len(several), 2):
-                        send(service.port, several[number : number + 2], ledger)
-                    time.sleep(0.2 if role == "score" else 0.0)
-            Queue(service.port, several, ledger).finish(90)
-        hold(service, ledger, tally)
-    finally:
-        service.stop()
+    for kind, faults in INJECTED.items():
+        several = images(amount(4, 120))
+        for role, part in zip(("receive", "score"), shared(several, 2), strict=True):
+            with injected(site.service.part(role), *faults):
+                tally.fault(f"{kind}, in the part `{role}`")
+                for number in range(0, len(part), 2):
+                    send(site.service.port, part[number : number + 2], site.ledger)
+                time.sleep(0.2 if role == "score" else 0.0)
+        Queue(site.service.port, several, site.ledger).finish(180)
+    site.holds(tally)
 
 
-def test_a_locked_sqlite_is_waited_for(new_service: Callable[..., Service], tally: Tally) -> None:
+def test_a_locked_sqlite_is_waited_for(site: Site, tally: Tally) -> None:
     """Somebody holds the write lock: consoles wait, and are refused if it takes too long."""
-    service, ledger = new_service(), Ledger()
-    service.start("--roles", "receive,score")
-    several = images(amount(6, 40))
-    try:
-        engine = create_engine(f"sqlite:///{service.home / 'worklist.sqlite'}")
-        with engine.connect() as connection:
-            connection.connection.driver_connection.isolation_level = None  # type: ignore[union-attr]
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
-            queue = Queue(service.port, several, ledger)
-            tally.fault("a locked database")
-            time.sleep(amount(2, 45))
-            assert not ledger.acknowledged
-            connection.exec_driver_sql("ROLLBACK")
-        engine.dispose()
-        queue.finish(90)
-        hold(service, ledger, tally)
-    finally:
-        service.stop()
+    several = images(amount(4, 40))
+    engine = create_engine(url_of(site.service))
+    with engine.connect() as connection:
+        connection.connection.driver_connection.isolation_level = None  # type: ignore[union-attr]
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        queue = Queue(site.service.port, several, site.ledger)
+        tally.fault("a locked database")
+        time.sleep(amount(1, 45))
+        assert queue.left == len(several)
+        connection.exec_driver_sql("ROLLBACK")
+    engine.dispose()
+    queue.finish(180)
+    site.holds(tally)
 
 
 def test_a_postgresql_that_is_restarted_or_gone_is_waited_for(
@@ -187,7 +202,7 @@ def test_a_postgresql_that_is_restarted_or_gone_is_waited_for(
         held.callback(service.stop)
         ledger = Ledger()
         for number in range(amount(2, 10)):
-            queue = Queue(service.port, images(amount(6, 60)), ledger, at_once=2)
+            queue = Queue(service.port, images(amount(4, 60)), ledger, at_once=2)
             time.sleep(0.2)
             if number % 2:
                 with psycopg.connect(server.url) as other:
@@ -201,5 +216,5 @@ def test_a_postgresql_that_is_restarted_or_gone_is_waited_for(
                 tally.fault("a crash of PostgreSQL")
                 time.sleep(60 if FULL and number == 0 else 1)
                 server.start()
-            queue.finish(120)
+            queue.finish(240)
         hold(service, ledger, tally)

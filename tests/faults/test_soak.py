@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Service
-from tests.faults.conftest import FULL, Tally, amount
 from tests.faults.consoles import images, send
 from tests.faults.invariants import Ledger
+from tests.faults.tally import FULL, Tally, amount
 from tests.integration.test_receiver import Console
 
 SAMPLES = 40

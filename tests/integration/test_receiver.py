@@ -90,8 +90,12 @@ class Console:
             + _item(0x50, maximum + implementation)
         )
         self.request = struct.pack(">BxI", 0x01, len(content)) + content
-        self.socket.sendall(self.request)
-        self.kind, self.answer = self.receive()
+        try:
+            self.socket.sendall(self.request)
+            self.kind, self.answer = self.receive()
+        except OSError:
+            self.socket.close()
+            raise
 
     def connect(self, port: int) -> socket.socket:
         """The connection under the association."""

@@ -14,12 +14,22 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import RLELossless
+from pynetdicom.dsutils import encode_file_meta
 
-from triage.errors import SpoolError
+from triage.errors import PixelsError, SpoolError
 from triage.spool import Spool, digest_of
 
 CONTENT = b"preamble and meta and " + bytes(range(256))
 DIGEST = digest_of(CONTENT)
+
+
+CAME_DAMAGED = next(
+    (Path(__file__).parent.parent / "faults" / "found").glob(
+        f"{RLELossless}-ends-in-a-sequence.bin"
+    )
+)
 
 
 @pytest.fixture
@@ -133,6 +143,22 @@ def test_a_folder_that_went_missing_is_made_again(spool: Spool, folder: Path) ->
     """Somebody cleaned up too much while the receiver ran: the next instance is kept."""
     (folder / "incoming").rmdir()
     assert spool.put(DIGEST, CONTENT).read_bytes() == CONTENT
+
+
+def test_a_damaged_file_is_told_from_a_data_set_that_came_damaged(spool: Spool) -> None:
+    """The one is to be restored from backup, the other cannot be."""
+    meta, data = FileMetaDataset(), CAME_DAMAGED.read_bytes()
+    meta.TransferSyntaxUID = RLELossless
+    meta.MediaStorageSOPClassUID = meta.MediaStorageSOPInstanceUID = "1.2.3"
+    content = bytes(128) + b"DICM" + encode_file_meta(meta) + data
+    digest = digest_of(data)
+    path = spool.put(digest, content)
+    with pytest.raises(PixelsError) as refused:
+        spool.instance(digest)
+    assert refused.value.reason == "DATA_SET_UNDECODABLE"
+    path.write_bytes(content[:-1])
+    with pytest.raises(SpoolError, match=r"damaged.*restore it from backup"):
+        spool.instance(digest)
 
 
 def test_preparing_sweeps_what_was_half_received(spool: Spool, folder: Path) -> None:
