@@ -171,5 +171,5 @@ def interrupted(home: Path, kills: int, chance: random.Random) -> None:
     told, rest = process.communicate(timeout=600)
     with log.open("a", encoding="utf-8") as kept:
         kept.write(rest)
-    assert process.returncode == 0, told + rest
+    assert process.returncode == 0, f"{process.returncode}: {told}{rest}"
     assert known <= {model.version for model in Registry(given.models_folder).versions()}
