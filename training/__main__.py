@@ -152,7 +152,7 @@ def _tell(description: Mapping[str, Any], out: Path, part: str) -> None:
 @click.option("--architecture", default="efficientnet_lite0", show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), required=True, help="Of folds and weights.")
 @click.option("--folds", type=click.IntRange(min=2), default=4, show_default=True)
-@click.option("--epochs", type=click.IntRange(min=1), default=8, show_default=True)
+@click.option("--epochs", type=click.IntRange(min=1), default=16, show_default=True)
 @click.option(
     "--precision",
     type=click.Choice(["float32", "mixed_bfloat16"]),

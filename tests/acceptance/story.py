@@ -71,16 +71,16 @@ class Scale:
     pictures, epochs, nice : int
         Of the retraining.
     policy : str
-        Of the gate, TOML; empty for the default.
+        Of the gate, TOML. With 75 diseased in the exam even two lost ones rule out no loss of 0.05.
     """
 
     readings: int = 300
-    shadow: int = 110
-    after: int = 200
+    shadow: int = 40
+    after: int = 140
     pictures: int = 1_000
     epochs: int = 4
     nice: int = 19
-    policy: str = ""
+    policy: str = "[site]\nsensitivity_margin = 0.10\n"
 
 
 def as_at_the_site(picture: npt.NDArray[np.float64], seed: int) -> npt.NDArray[np.float64]:
