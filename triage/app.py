@@ -4,6 +4,7 @@ import ctypes
 import datetime as dt
 import fcntl
 import logging
+import math
 import os
 import socket
 import subprocess
@@ -25,8 +26,8 @@ from triage.config import (
     without_password,
 )
 from triage.durable import keep_folder
-from triage.errors import ConfigError, ModelError, ServiceError, WorklistError
-from triage.registry import CHAMPION, DESCRIPTION, SHADOW, ModelVersion, Registry
+from triage.errors import ConfigError, ModelError, ServiceError, TriageError, WorklistError
+from triage.registry import CHAMPION, DESCRIPTION, SERVICE, SHADOW, ModelVersion, Registry
 from triage.scoring import Scorer
 from triage.spool import Spool
 from triage.supervisor import Supervisor, stop_on_signals, stop_with_parent
@@ -524,6 +525,8 @@ def observe(config: Config, stop: threading.Event) -> None:
     models, with_database = registry(config), worklist(config)
     shadow = Shadow(with_database.shadows, Spool(config.spool_folder), _current_pair(models))
     checked = time.monotonic()
+    asked = -math.inf
+    every = 3600.0 * config.fleet_pull_hours
     while not stop.is_set():
         try:
             if not shadow.step():
@@ -531,10 +534,58 @@ def observe(config: Config, stop: threading.Event) -> None:
             if time.monotonic() - checked >= DRIFT_PAUSE:
                 watch_drift(config, with_database)
                 checked = time.monotonic()
+            if (
+                config.fleet_pull_hours
+                and time.monotonic() - asked >= config.fleet_pull_hours * 3600
+            ):
+                asked = time.monotonic()
+                _ask_fleet(config)
         except (WorklistError, ModelError) as error:
             of = "model" if isinstance(error, ModelError) else "worklist"
             log.warning("outage", action=f"{of}_unavailable", error=str(error))
             stop.wait(OUTAGE_PAUSE)
+
+
+def _ask_fleet(config: Config) -> None:
+    """Pull what is new and tell how the model fares, as far as the site wants either."""
+    log = structlog.get_logger("observe")
+    try:
+        if config.fleet_root is not None:
+            model = pull(config, SERVICE, other_population=False)
+            if model is not None:
+                log.info("pulled", action="fleet_pulled", model_version=model.version)
+        if config.fleet_report_url:
+            report(config)
+            log.info("reported", action="fleet_reported")
+    except TriageError as error:
+        # The next look is a day away; nothing here depends on it.
+        log.warning("fleet", action="fleet_unavailable", error=str(error))
+
+
+def summarize(config: Config) -> dict[str, object]:
+    """What the fleet is told of this site, if anything is."""
+    from triage.summary import summary
+
+    with_database = worklist(config)
+    try:
+        return summary(with_database, registry(config), config.organization)
+    finally:
+        with_database.close()
+
+
+def report(config: Config) -> None:
+    """Tell the fleet how the model fares here.
+
+    Raises
+    ------
+    TriageError
+        The site has not agreed to, or nobody takes it.
+    """
+    from triage.updates import tell
+
+    if not config.fleet_report_url:
+        raise ConfigError("nobody is told: set TRIAGE_FLEET_REPORT_URL if the site agrees")
+    tell(config.fleet_report_url, summarize(config))
 
 
 def watch_drift(config: Config, with_database: Worklist) -> "list[Alarm]":

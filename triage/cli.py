@@ -899,6 +899,20 @@ def models_pull(config: Config, *, other_population: bool) -> None:
     click.echo(f"{model.version} is the challenger; the gate decides on it with cases of this site")
 
 
+@models.command("report")
+@click.option("--send", is_flag=True, help="To TRIAGE_FLEET_REPORT_URL, instead of printing it.")
+@click.pass_obj
+def models_report(config: Config, *, send: bool) -> None:
+    """Print what the fleet is told of this site: counts and versions, no patient data."""
+    from triage import app
+
+    if send:
+        app.report(config)
+        click.echo("the fleet has taken the report")
+        return
+    click.echo(json.dumps(app.summarize(config), indent=2))
+
+
 @models.group("keys")
 def models_keys() -> None:
     """Whose bundles are believed, and the key that signs ours."""

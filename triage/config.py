@@ -452,6 +452,15 @@ class Config(BaseModel):
     fleet_root: OptionalPath = Field(
         default=None, description="The root.json that the fleet's administrator handed over."
     )
+    fleet_pull_hours: int = Field(
+        default=24,
+        ge=0,
+        le=8_760,
+        description="Hours between two looks for a new version; 0 looks by command only.",
+    )
+    fleet_report_url: Annotated[
+        str, AfterValidator(lambda value: _url(value) if value else value)
+    ] = Field(default="", description="Who is told how the model fares here, without patient data.")
     fleet_ring: int = Field(
         default=1, ge=0, le=9, description="Ring 0 gets new model versions first, then ring 1."
     )

@@ -7,8 +7,12 @@ python-tuf; every refusal becomes a line of ours. What is pulled is a bundle, an
 one from a memory stick: its own signature, hashes, fingerprint and population count as well.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
+import urllib3
 from tuf.api import exceptions
 from tuf.ngclient.config import UpdaterConfig
 from tuf.ngclient.updater import Updater
@@ -16,6 +20,9 @@ from tuf.ngclient.updater import Updater
 from triage.bundles import MAX_BYTES, MAX_MANIFEST
 from triage.durable import make_folder
 from triage.errors import FleetError
+
+SECONDS = 20.0
+"""So long a fleet may take to answer."""
 
 METADATA = "metadata"
 TARGETS = "targets"
@@ -30,6 +37,32 @@ def target(ring: int) -> str:
         0 gets new versions first, to find out; then 1, and so on.
     """
     return f"ring-{ring}.bundle"
+
+
+def tell(url: str, content: Mapping[str, Any]) -> None:
+    """POST a site's summary as JSON; any status from 200 to 299 has taken it.
+
+    Raises
+    ------
+    FleetError
+        Nobody answers, or it is refused.
+    """
+    host = urlsplit(url).hostname
+    try:
+        answer = urllib3.PoolManager(retries=False, timeout=urllib3.Timeout(SECONDS)).request(
+            "POST", url, json=content, redirect=False, preload_content=False
+        )
+    except urllib3.exceptions.HTTPError as error:
+        raise FleetError(
+            f"the report was not taken: no answer from {host} ({type(error).__name__}); see "
+            "TRIAGE_FLEET_REPORT_URL"
+        ) from error
+    answer.close()
+    if not 200 <= answer.status <= 299:
+        raise FleetError(
+            f"the report was not taken: {host} answered {answer.status}; see "
+            "TRIAGE_FLEET_REPORT_URL"
+        )
 
 
 def pull(url: str, root: Path, ring: int, folder: Path) -> Path | None:
