@@ -534,10 +534,7 @@ def observe(config: Config, stop: threading.Event) -> None:
             if time.monotonic() - checked >= DRIFT_PAUSE:
                 watch_drift(config, with_database)
                 checked = time.monotonic()
-            if (
-                config.fleet_pull_hours
-                and time.monotonic() - asked >= config.fleet_pull_hours * 3600
-            ):
+            if every and time.monotonic() - asked >= every:
                 asked = time.monotonic()
                 _ask_fleet(config)
         except (WorklistError, ModelError) as error:

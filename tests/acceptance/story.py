@@ -175,6 +175,7 @@ class Story:
         self._cases = patients_of(data, self._champion)
         self._numbers: dict[str, Case] = {}
         self._people: dict[str, int] = {}
+        self._came: list[str] = []
         policy = folder / "policy.toml"
         policy.write_text(scale.policy)
         self.service = Service(
@@ -256,6 +257,7 @@ class Story:
         else:
             list(send(list(files), self.service.destination))
         uids = [str(dcmread(file, stop_before_pixels=True).SOPInstanceUID) for file in files]
+        self._came += uids
         worklist = self.service.worklist()
         try:
             wait_for(lambda: not worklist.counts()[State.RECEIVED], seconds=300)
@@ -378,10 +380,10 @@ class Story:
     def _scores_are_single(self) -> None:
         worklist = self.service.worklist()
         try:
-            scored = [item for item in worklist.items() if item.state is State.SCORED]
+            scored = [worklist.item(uid) for uid in self._came]
             made = [
-                sum(event.action == "SCORED" for event in worklist.journal(i.sop_instance_uid))
-                for i in scored
+                sum(event.action == "SCORED" for event in worklist.journal(uid))
+                for uid in self._came
             ]
         finally:
             worklist.close()
@@ -514,9 +516,9 @@ def _timeline(canvas: Canvas, told: Telling) -> None:
     for label, colour, name in ((0, "#777777", "normal"), (1, "#d55e00", "pneumonia")):
         rows = [(at / 60, score) for at, each, score in told.line if each == label]
         axes.scatter(*zip(*rows, strict=True), s=7, color=colour, label=name, alpha=0.6)
-    for name, at in told.moments.items():
+    for number, (name, at) in enumerate(sorted(told.moments.items(), key=lambda each: each[1])):
         axes.axvline(at / 60, color="#bbbbbb", linewidth=0.8)
-        axes.text(at / 60, 1.03, name, rotation=20, fontsize=7, va="bottom")
+        axes.text(at / 60, 1.03 + 0.07 * (number % 3), name, fontsize=7, va="bottom")
     axes.set(xlabel="minutes", ylabel="score", ylim=(-0.03, 1.25))
     axes.legend(loc="center left", frameon=False)
 
