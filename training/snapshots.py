@@ -28,6 +28,7 @@ from triage.arrays import HalfArray, Pictures
 from triage.config import Config
 from triage.durable import make_folder, write_whole
 from triage.errors import DataError
+from triage.lineage import MANIFEST
 from triage.registry import ModelVersion
 from triage.worklist import Worklist
 from triage.worklist.readings import UNDO
@@ -36,7 +37,6 @@ Part = Literal["train", "validation", "exam"]
 PARTS: tuple[Part, ...] = get_args(Part)
 
 FORMAT = 1
-MANIFEST = "snapshot.json"
 
 EXAM_SHARE = 0.3
 """Of patients that are drawn into the site exam when their first label is seen."""

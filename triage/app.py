@@ -27,6 +27,7 @@ from triage.config import (
 )
 from triage.durable import keep_folder
 from triage.errors import ConfigError, ModelError, ServiceError, TriageError, WorklistError
+from triage.identity import valid_uid
 from triage.registry import CHAMPION, DESCRIPTION, SERVICE, SHADOW, ModelVersion, Registry
 from triage.scoring import Scorer
 from triage.spool import Spool
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
     from triage.arrays import Pictures
     from triage.bundles import Keys
+    from triage.lineage import Ancestor
     from triage.quality import Quality
     from triage.retention import Removed
     from triage.scp import Door
@@ -245,6 +247,33 @@ def shadowed(config: Config, version: str) -> "Comparison":
         return with_database.shadows.compared(version, models.champion().version)
     finally:
         with_database.close()
+
+
+def lineage_of(config: Config, name: str) -> "list[Ancestor]":
+    """A version and its ancestors, by its name, a report's Device UID or an exam's UID.
+
+    Raises
+    ------
+    TriageError
+        There is no such version or exam here, or the exam has no score.
+    """
+    from triage.lineage import lineage, of_device
+
+    models = registry(config)
+    if not (models.folder / name / DESCRIPTION).is_file() and valid_uid(name):
+        model = of_device(models, name)
+        if model is not None:
+            name = model.version
+        else:
+            with_database = worklist(config)
+            try:
+                item = with_database.item(name)
+            finally:
+                with_database.close()
+            if item.model_version is None:
+                raise ModelError(f"{name} was scored by no version: {item.reason or item.state}")
+            name = item.model_version
+    return lineage(models, config.snapshots_folder, name)
 
 
 def promote(config: Config, version: str, who: str, why: str) -> None:

@@ -709,6 +709,37 @@ def models_show(config: Config, version: str, *, as_json: bool) -> None:
     click.echo("A triage aid, not a diagnosis.")
 
 
+@models.command("lineage")
+@click.argument("name", metavar="VERSION|UID")
+@click.option("--json", "as_json", is_flag=True)
+@click.pass_obj
+def models_lineage(config: Config, name: str, *, as_json: bool) -> None:
+    """From a version, a report's Device UID or an exam's SOP Instance UID back to the readings."""
+    from triage import app
+
+    ancestors = app.lineage_of(config, name)
+    if as_json:
+        click.echo(json.dumps([each.as_json() for each in ancestors], indent=2))
+        return
+    for each in ancestors:
+        facts = {
+            "version": each.version,
+            "made": each.made,
+            "device UID": each.device_uid,
+            "model.json": f"sha256:{each.described}" if each.described else "",
+            "snapshot": each.snapshot,
+            "cases": ", ".join(f"{count} {part}" for part, count in sorted(each.parts.items())),
+            "readings": f"{len(each.readings)}, their numbers with --json" if each.readings else "",
+            "readers": ", ".join(map(_printable, each.readers)),
+            "note": _printable(each.note),
+        }
+        for fact, value in facts.items():
+            if value:
+                click.echo(f"{fact:12} {value}")
+        if each is not ancestors[-1]:
+            click.echo("descends from")
+
+
 @models.command("compare")
 @click.argument("first")
 @click.argument("second")

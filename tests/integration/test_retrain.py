@@ -20,8 +20,8 @@ from tests.conftest import wait_for
 from tests.retraining import config, fill, interrupted, retrain, settings
 from triage import app
 from triage.config import Config
-from triage.errors import ConfigError, DataError
-from triage.registry import CHALLENGER, SHADOW, Registry
+from triage.errors import ConfigError, DataError, ModelError, UnknownItem
+from triage.registry import CHALLENGER, SHADOW, Registry, file_hash
 from triage.worklist import Worklist
 from triage.worklist.retrainings import LEASE, MOST_ATTEMPTS, RetrainingState
 from triage.worklist.schema import migrate, open_engine
@@ -98,6 +98,37 @@ def test_a_challenger_tells_where_it_comes_from(killed: Path) -> None:
     assert 0.0 < challenger.threshold < 1.0
     assert set(told["files"]) == set(champion.description["files"])
     assert told["training"]["champion_in_weights"] > 0
+
+
+def test_the_line_leads_from_a_device_uid_to_the_readings(killed: Path) -> None:
+    """Over the challenger to its champion; and from an exam that the champion scored."""
+    given = config(killed)
+    models = Registry(given.models_folder)
+    challenger = models.version(models.aliases()[CHALLENGER])
+    uid = challenger.description["device_uid"]
+    young, old = app.lineage_of(given, uid)
+    assert (young.version, young.device_uid) == (challenger.version, uid)
+    assert young == app.lineage_of(given, challenger.version)[0]
+    assert young.described == file_hash(challenger.folder / "model.json")
+    assert young.snapshot == challenger.description["data"]["snapshot"]
+    assert len(young.readings) == len(set(young.readings)) == 48
+    assert young.readers == ("reader 0", "reader 1", "reader 2")
+    assert sum(young.parts.values()) == 48
+    assert old.version == models.champion().version
+    assert not old.readings
+    assert "Chest X-Ray" in old.note
+    # This exam was entered with a score of a version that is in no registry.
+    with pytest.raises(ModelError):
+        app.lineage_of(given, "1.2.1")
+    manifest = given.snapshots_folder / young.snapshot.removeprefix("sha256:") / "snapshot.json"
+    away = manifest.rename(manifest.with_suffix(".away"))
+    assert "stays where it was taken" in app.lineage_of(given, uid)[0].note
+    manifest.write_text('{"digest": "sha256:other", "cases": []}')
+    with pytest.raises(ModelError, match="is not the snapshot"):
+        app.lineage_of(given, uid)
+    away.rename(manifest)
+    with pytest.raises(UnknownItem):
+        app.lineage_of(given, "1.2.3.4.5.6")
 
 
 def test_status_says_what_came_of_a_retraining(killed: Path) -> None:
