@@ -58,6 +58,9 @@ BUNDLED = Path(__file__).parent / "bundled"
 
 MAX_WORKERS = 64
 
+OBSERVE_LATER = 15.0
+"""Seconds after the others: nobody waits for what it finds, and its import costs as theirs do."""
+
 SHADOW_PAUSE, DRIFT_PAUSE, OUTAGE_PAUSE = 1.0, 60.0, 5.0
 """Seconds: between looks for work in shadow, between looks for drift, after an outage."""
 
@@ -684,7 +687,7 @@ ROLES: dict[str, Callable[[Config, threading.Event], None]] = {
 """The parts of the service, each a process."""
 
 
-_LATER = {"web": 2.0, "observe": 4.0}
+_LATER = {"web": 2.0}
 """Seconds by which a part lets the others go first: consoles are not to wait for the page."""
 
 
@@ -719,7 +722,8 @@ def serve(config: Config, roles: Sequence[str], *, supervised: bool) -> None:
             role: [sys.executable, "-m", "triage", "serve", "--roles", role, "--supervised"]
             for role in roles
             if has_work.get(role, True)
-        }
+        },
+        {"observe": OBSERVE_LATER},
     ).run(stop)
 
 

@@ -1015,17 +1015,19 @@ def _figure(figure: dict[str, float]) -> str:
     return f"{figure['value']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"
 
 
-@main.group(invoke_without_command=True)
+@main.group()
+def drift() -> None:
+    """Whether what comes now is still like what came before."""
+
+
+@drift.command("list")
 @click.option("--json", "as_json", is_flag=True, help="A JSON array.")
 @click.option("--all", "all_of_them", is_flag=True, help="Acknowledged ones, too.")
-@click.pass_context
-def drift(context: click.Context, *, as_json: bool, all_of_them: bool) -> None:
-    """List alarms: what comes now is unlike what came before. Looks anew first."""
-    if context.invoked_subcommand is not None:
-        return
+@click.pass_obj
+def drift_list(config: Config, *, as_json: bool, all_of_them: bool) -> None:
+    """List alarms. Looks anew first."""
     from triage import app
 
-    config = context.obj
     app.configure_logging(config)
     worklist = app.worklist(config)
     app.watch_drift(config, worklist)

@@ -27,7 +27,7 @@ REFUSED = 1
 class _Part:
     name: str
     command: Sequence[str]
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | None
     started: float
     pause: float = FIRST_PAUSE
     start_again: float | None = None
@@ -42,16 +42,23 @@ class Supervisor:
     commands : mapping of str to sequence of str
         The command of each part by its name. Each part must end when its standard input
         does, so that none outlives a supervisor that was killed.
+    later : mapping of str to float, optional
+        Seconds after which a part is first started: what nobody waits for lets the others go
+        first.
     """
 
-    def __init__(self, commands: Mapping[str, Sequence[str]]) -> None:
+    def __init__(
+        self, commands: Mapping[str, Sequence[str]], later: Mapping[str, float] | None = None
+    ) -> None:
         self._log = structlog.get_logger("supervisor")
-        self._parts = [
-            _Part(name, command, _start(command), time.monotonic())
-            for name, command in commands.items()
-        ]
-        for part in self._parts:
-            self._log.info("started", action="part_started", part=part.name, pid=part.process.pid)
+        self._parts = []
+        now = time.monotonic()
+        for name, command in commands.items():
+            wait = (later or {}).get(name, 0.0)
+            part = _Part(name, command, None, now, start_again=now + wait, starts=0)
+            self._parts.append(part)
+            if not wait:
+                self._begin(part)
 
     def run(self, stop: threading.Event) -> None:
         """Watch the parts; returns after all have ended.
@@ -68,18 +75,19 @@ class Supervisor:
         finally:
             self._stop()
 
+    def _begin(self, part: _Part) -> None:
+        part.process, part.started = _start(part.command), time.monotonic()
+        part.start_again = None
+        part.starts += 1
+        self._log.info("started", action="part_started", part=part.name, pid=part.process.pid)
+
     def _look_after(self, part: _Part) -> None:
         now = time.monotonic()
         if part.start_again is not None:
             if now >= part.start_again:
-                part.process, part.started = _start(part.command), now
-                part.start_again = None
-                part.starts += 1
-                self._log.info(
-                    "started", action="part_started", part=part.name, pid=part.process.pid
-                )
+                self._begin(part)
             return
-        status = part.process.poll()
+        status = None if part.process is None else part.process.poll()
         if status is None:
             return
         if status == REFUSED and part.starts == 1 and now - part.started < STEADY_SECONDS:
@@ -96,19 +104,20 @@ class Supervisor:
         )
 
     def _stop(self) -> None:
-        for part in self._parts:
-            if part.process.poll() is None:
-                part.process.terminate()
+        running = [(part.name, part.process) for part in self._parts if part.process is not None]
+        for _, process in running:
+            if process.poll() is None:
+                process.terminate()
         deadline = time.monotonic() + STOP_SECONDS
-        for part in self._parts:
+        for name, process in running:
             try:
-                part.process.wait(max(0.0, deadline - time.monotonic()))
+                process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
-                self._log.error("killed", action="part_killed", part=part.name)
-                part.process.kill()
-                part.process.wait()
-            if part.process.stdin is not None:
-                part.process.stdin.close()
+                self._log.error("killed", action="part_killed", part=name)
+                process.kill()
+                process.wait()
+            if process.stdin is not None:
+                process.stdin.close()
 
 
 def _start(command: Sequence[str]) -> subprocess.Popen[bytes]:

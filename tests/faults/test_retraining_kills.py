@@ -5,14 +5,16 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-from tests.faults.conftest import Tally, amount
+from tests.faults.tally import FULL, Tally, amount
 from tests.retraining import config, fill, interrupted, retrain, settings, weights
 from triage import app
 from triage.registry import CHALLENGER, Registry
 from triage.worklist.retrainings import RetrainingState
 
 
+@pytest.mark.skipif(not FULL, reason="test_retrain kills one in the short form")
 def test_a_killed_retraining_comes_to_what_an_undisturbed_one_does(
     tmp_path: Path, tally: Tally
 ) -> None:

@@ -27,7 +27,7 @@ from triage.worklist.retrainings import LEASE, MOST_ATTEMPTS, RetrainingState
 from triage.worklist.schema import migrate, open_engine
 from triage.worklist.tables import Lease, Retraining, RetrainJob
 
-KILLS = 3
+KILLS = 2
 """`make faults` does ten."""
 
 

@@ -238,7 +238,9 @@ class Drifts:
         with self._transaction(write=True) as session:
             alarm = session.get(DriftAlarm, number, with_for_update=True)
             if alarm is None:
-                raise WorklistError(f"there is no drift alarm {number}: `triage drift` lists them")
+                raise WorklistError(
+                    f"there is no drift alarm {number}: `triage drift list` lists them"
+                )
             if alarm.acknowledged_at is not None:
                 return False
             alarm.acknowledged_at, alarm.acknowledged_by = now(), who

@@ -27,6 +27,7 @@ export const REASONS = {
   VIEW_UNKNOWN: "Nothing says whether the view is frontal.",
   AGE_OUTSIDE_POPULATION: "The model does not know patients of this age.",
   PIXEL_DATA_ABSENT: "The object holds no picture.",
+  DATA_SET_UNDECODABLE: "What was sent is damaged and cannot be decoded.",
   PIXEL_DATA_UNDECODABLE: "The picture is damaged and cannot be decoded.",
   PICTURE_TOO_LARGE: "The picture has too many pixels.",
   PICTURE_BLANK: "The picture has one grey and shows nothing.",
