@@ -210,16 +210,6 @@ def streaming(worklist: Worklist, home: Path) -> tuple[object, Config, threading
     return app, site.config, site.stop
 
 
-def test_a_short_answer_is_not_held_back(tmp_path: Path) -> None:
-    """What the page's port accepts sends at once (RFC 896 would wait for a receipt)."""
-    with (
-        listen(Config.model_validate({"home": tmp_path, "web_port": 0, **PROXY})) as listening,
-        socket.create_connection(listening.getsockname()),
-        listening.accept()[0] as accepted,
-    ):
-        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-
-
 def test_an_open_stream_does_not_hold_up_the_end(worklist: Worklist, tmp_path: Path) -> None:
     """It is cut off when the service ends."""
     account(worklist, "reader", Role.READER)
