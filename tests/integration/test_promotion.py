@@ -93,11 +93,20 @@ def test_each_exam_has_one_score_of_one_version_while_the_champion_changes(
     thresholds = {first: Registry(models).champion().threshold, made.version: THRESHOLD}
     command(service, "approve", made.version, "--force", "--why", "a test")
 
-    thread = threading.Thread(target=lambda: list(send(exams[:58], service.destination)))
+    promoted = threading.Event()
+
+    def flow() -> None:
+        list(send(exams[:30], service.destination))
+        # However long the command took: exams come after it, too.
+        promoted.wait(120)
+        list(send(exams[30:58], service.destination))
+
+    thread = threading.Thread(target=flow)
     thread.start()
     wait_for(lambda: len(scores(service)) >= 6, seconds=90)
     command(service, "promote", made.version, "--why", "a test")
-    wait_for(lambda: made.version in {version for _, version, _ in scores(service)})
+    promoted.set()
+    wait_for(lambda: made.version in {version for _, version, _ in scores(service)}, seconds=90)
     assert "scores again" in command(service, "rollback", "--why", "a test")
     thread.join()
     list(send(exams[58:59], service.destination))
