@@ -360,6 +360,8 @@ def test_a_page_is_accessible_quiet_and_asks_nobody_else(hall: Hall, path: str, 
 def _settled(desk: Desk, path: str) -> None:
     if path.startswith("/exams/"):
         desk.shown(path.rsplit("/", 1)[1])
+        # The picture may be there before the words; only they say which cards there are.
+        desk.page.wait_for_selector("#journal li", state="attached")
         for card in desk.page.locator("details:not([hidden]) > summary").all():
             card.click()
     elif path in {"/", "help"}:

@@ -65,7 +65,8 @@ class Live:
             Events `item`, `reset` (load the list anew) and `heartbeat`.
         """
         queue: _Queue = asyncio.Queue(MOST_WAITING)
-        self._listen(queue)
+        # Before anything is answered: what comes after the answer is told.
+        await asyncio.to_thread(self._listen, queue, asyncio.get_running_loop())
         try:
             yield b"retry: 2000\n\n"
             yield _event("heartbeat", {})
@@ -87,11 +88,14 @@ class Live:
             with self._lock:
                 self._listeners.pop(queue, None)
 
-    def _listen(self, queue: _Queue) -> None:
+    def _listen(self, queue: _Queue, loop: asyncio.AbstractEventLoop) -> None:
+        newest = self._worklist.queries.newest_event()
         with self._lock:
-            self._listeners[queue] = asyncio.get_running_loop()
+            self._listeners[queue] = loop
             if self._thread is None or not self._thread.is_alive():
-                self._thread = threading.Thread(target=self._watch, name="live", daemon=True)
+                self._thread = threading.Thread(
+                    target=self._watch, args=(newest,), name="live", daemon=True
+                )
                 self._thread.start()
 
     def _missed(self, last: int | None) -> list[Moved | None]:
@@ -102,10 +106,9 @@ class Live:
             return [None]
         return list(self._worklist.queries.moves(last, MOST_MISSED).items)
 
-    def _watch(self) -> None:
-        """Ask for new events for as long as anybody listens."""
+    def _watch(self, newest: int) -> None:
+        """Ask for events after the newest one known, for as long as anybody listens."""
         log = structlog.get_logger("web")
-        newest: int | None = None
         told: deque[int] = deque(maxlen=4 * _OVERLAP)
         while not self._stop.wait(PAUSE_SECONDS):
             with self._lock:
@@ -113,8 +116,6 @@ class Live:
                     self._thread = None
                     return
             try:
-                if newest is None:
-                    newest = self._worklist.queries.newest_event()
                 after = max(0, newest - _OVERLAP)
                 if not told:
                     told.extend(range(after + 1, newest + 1))

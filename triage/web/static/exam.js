@@ -144,6 +144,7 @@ function tell() {
   at("score").replaceChildren(...scoreParts());
   tellReadings();
   tellFacts();
+  tellVersion();
   at("journal").replaceChildren(
     ...events.map((event) =>
       make("li", {}, make("span", { text: event.action.toLowerCase().replaceAll("_", " ") }), make("span", { class: "when", text: clock(event.at, true) }), make("span", { class: "words", text: event.actor })),
@@ -266,6 +267,9 @@ async function others(mine) {
   } catch (error) {
     at("priors").replaceChildren(make("li", { class: "small", text: error.message }));
   }
+}
+
+function tellVersion() {
   at("model-card").hidden = !item.model_version;
   if (!item.model_version || at("model-name").textContent === item.model_version) return;
   at("model-name").textContent = item.model_version;
