@@ -27,11 +27,8 @@ lint: $(VENV)/tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# One more than there are cores, because tests of services wait; four at most, for memory.
-WORKERS := $(shell n=$$(($$(nproc) + 1)); echo $$((n < 4 ? n : 4)))
-
 pytest: $(VENV)/tests $(VENV)/programs
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(PYTEST)
 
 # The fault suite in its long form, for hours; its short form (FAULTS=short) is a part of `test`.
 # Single amounts by FAULTS_..., see docs/reliability.md.
