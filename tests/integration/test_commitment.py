@@ -341,11 +341,12 @@ def test_a_requester_that_is_away_gets_its_report_later(
     requester.answers = [0x0110]
     requester.ask(service, information([reference(FILES[0])]))
     wait_for(lambda: told(service, "commitment_not_reported"))
-    (line,) = told(service, "commitment_not_reported")
+    line = told(service, "commitment_not_reported")[0]
     assert "0x0110" in line["error"]
     assert line["next_attempt_in"] == 5.0
     requester.close()
-    wait_for(lambda: len(told(service, "commitment_not_reported")) == 2)
+    # On a machine with much else to do the next attempts may have come by now.
+    wait_for(lambda: len(told(service, "commitment_not_reported")) >= 2)
     assert (
         "no answer from CONSOLE@127.0.0.1" in told(service, "commitment_not_reported")[1]["error"]
     )
