@@ -231,7 +231,7 @@ def test_a_stall_in_mid_image_is_cut_off(
         TRIAGE_MAX_ASSOCIATIONS="1",
     )
     service.start("--roles", "receive")
-    console = EncryptedConsole(tls_port(service))
+    console = admitted(service)
     console.command("1.2.3")
     console.fragment(bytes(1_000), last=False)
     console.half_a_pdu()
@@ -252,6 +252,20 @@ class EncryptedConsole(Console):
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         return context.wrap_socket(super().connect(port))
+
+
+def admitted(service: Service) -> EncryptedConsole:
+    """A console that has the only place, which the one before may still be leaving."""
+    consoles: list[EncryptedConsole] = []
+
+    def comes() -> bool:
+        consoles.append(EncryptedConsole(tls_port(service)))
+        if consoles[-1].kind != 0x02:
+            consoles[-1].socket.close()
+        return consoles[-1].kind == 0x02
+
+    wait_for(comes)
+    return consoles[-1]
 
 
 def test_without_an_authority_any_console_may_encrypt(
