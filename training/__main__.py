@@ -13,7 +13,6 @@ import click
 from triage.cli import run_command
 from triage.config import Config
 from triage.errors import DataError
-from triage.registry import Registry
 
 if TYPE_CHECKING:
     import numpy as np
@@ -276,10 +275,11 @@ def gate(
         raise click.UsageError("give either --trained-on or --trained-elsewhere")
     from training.exam import run_gate
     from training.gate import Policy
+    from triage import app
 
     config = Config.read(os.environ, Path.cwd())
     stored = run_gate(
-        Registry(config.models_folder),
+        app.registry(config),
         challenger,
         exam,
         reference,

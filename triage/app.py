@@ -121,14 +121,14 @@ def prepare(config: Config) -> None:
     """
     _make_home(config)
     _migrate(config)
-    registry = Registry(config.models_folder)
-    registry.settle()
+    models = registry(config)
+    models.settle()
     # Every process of a node may come here at once; one at a time adds and names.
     with _lock(config.locks_folder / "models.lock", wait=True):
-        bundled = [registry.add(file.parent) for file in sorted(BUNDLED.glob(f"*/{DESCRIPTION}"))]
-        if CHAMPION not in registry.aliases() and bundled:
+        bundled = [models.add(file.parent) for file in sorted(BUNDLED.glob(f"*/{DESCRIPTION}"))]
+        if CHAMPION not in models.aliases() and bundled:
             newest = max(bundled, key=lambda model: str(model.description["created_at"]))
-            registry.name(CHAMPION, newest.version)
+            models.name(CHAMPION, newest.version)
 
 
 def _make_home(config: Config) -> None:
@@ -176,11 +176,21 @@ def migrate_worklist(config: Config) -> str:
     return f"{place} moved from schema {before or 'none'} to {HEAD}"
 
 
+def spool(config: Config) -> Spool:
+    """The instance files of an installation; the one place that knows where they are."""
+    return Spool(config.spool_folder)
+
+
+def registry(config: Config) -> Registry:
+    """The model registry of an installation; the one place that knows where it is."""
+    return Registry(config.models_folder)
+
+
 def pictures(config: Config) -> "Pictures":
     """The arrays that training keeps of an installation's objects."""
     from triage.arrays import Pictures
 
-    return Pictures(Spool(config.spool_folder), config.arrays_folder)
+    return Pictures(spool(config), config.arrays_folder)
 
 
 def retain(config: Config, who: str, *, dry_run: bool) -> "Removed":
@@ -189,8 +199,7 @@ def retain(config: Config, who: str, *, dry_run: bool) -> "Removed":
 
     policy = Policy(config.keep_days, config.keep_array_days)
     with _lock(config.locks_folder / "retention.lock", wait=True):
-        spool = Spool(config.spool_folder)
-        keeper = Housekeeping(worklist(config), spool, pictures(config), policy, who)
+        keeper = Housekeeping(worklist(config), spool(config), pictures(config), policy, who)
         return keeper.run(dry_run=dry_run)
 
 
@@ -202,11 +211,6 @@ def withdraw(config: Config, patient_id: str, why: str, who: str, *, in_advance:
     for digest in learning.withdrawn_digests():
         pictures(config).forget(digest)
     return new
-
-
-def registry(config: Config) -> Registry:
-    """The model registry of an installation."""
-    return Registry(config.models_folder)
 
 
 def keys(config: Config) -> "Keys":
@@ -341,7 +345,7 @@ def receive(config: Config, stop: threading.Event) -> None:
             _door(config, proving.outcome()),
             config.max_associations,
             config.idle_seconds,
-            Spool(config.spool_folder),
+            spool(config),
             with_database,
             config.max_object_mb * 1_000_000,
             config.max_arriving_mb * 1_000_000,
@@ -407,7 +411,7 @@ def score(config: Config, stop: threading.Event) -> None:
         Worker(
             name,
             worklist(config),
-            Spool(config.spool_folder),
+            spool(config),
             _current_champion(registry(config)),
             warn_outside=config.outside_population == "warn",
         ).run(stop)
@@ -420,14 +424,14 @@ def deliver(config: Config, stop: threading.Event) -> None:
         return
     from triage.delivery import Deliverer, Materials, Patience
 
-    spool, models = Spool(config.spool_folder), registry(config)
+    files, models = spool(config), registry(config)
     with part_name(config, "deliverer") as name:
         Deliverer(
             name,
             worklist(config).deliveries,
             _sinks(config, os.environ),
-            Materials(spool, models.version, _network),
-            spool,
+            Materials(files, models.version, _network),
+            files,
             Patience(config.delivery_attempts, dt.timedelta(seconds=config.delivery_pause_seconds)),
         ).run(stop)
 
@@ -501,7 +505,7 @@ def commit(config: Config, stop: threading.Event) -> None:
             name,
             config.ae_title,
             worklist(config).commitments,
-            Spool(config.spool_folder),
+            spool(config),
             config.commitment_peers,
         ).run(stop)
 
@@ -518,7 +522,7 @@ def web(config: Config, stop: threading.Event) -> None:
         site = Site(
             config,
             with_database,
-            Spool(config.spool_folder),
+            spool(config),
             registry(config),
             _network,
             stop,
@@ -555,7 +559,7 @@ def observe(config: Config, stop: threading.Event) -> None:
     stand_back()
     log = structlog.get_logger("observe")
     models, with_database = registry(config), worklist(config)
-    shadow = Shadow(with_database.shadows, Spool(config.spool_folder), _current_pair(models))
+    shadow = Shadow(with_database.shadows, spool(config), _current_pair(models))
     checked = time.monotonic()
     asked = -math.inf
     every = 3600.0 * config.fleet_pull_hours

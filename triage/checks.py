@@ -46,8 +46,14 @@ class Check:
     finding: str
 
 
-def check(config: Config) -> Iterator[Check]:
+def check(config: Config, registry: Registry) -> Iterator[Check]:
     """Look at each part; one that is broken keeps none of the others from being looked at.
+
+    Parameters
+    ----------
+    config : Config
+    registry : Registry
+        The installation's.
 
     Yields
     ------
@@ -57,7 +63,7 @@ def check(config: Config) -> Iterator[Check]:
         "home": _home,
         "worklist": _worklist,
         "queue": _queue,
-        "model": _model,
+        "model": lambda _: _model(registry),
         "receiver": _receiver,
         "tls": _tls,
         "page": _page,
@@ -114,8 +120,7 @@ def _queue(config: Config) -> str:
     return "nothing waits long, nothing has failed"
 
 
-def _model(config: Config) -> str:
-    registry = Registry(config.models_folder)
+def _model(registry: Registry) -> str:
     registry.history()
     model = registry.champion()
     network = Network(model)

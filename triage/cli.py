@@ -1090,7 +1090,7 @@ def check(config: Config) -> None:
 
     app.configure_logging(config)
     healthy = True
-    for result in look(config):
+    for result in look(config, app.registry(config)):
         healthy = healthy and result.healthy
         click.echo(f"{'ok  ' if result.healthy else 'FAIL'}  {result.part:11} {result.finding}")
     if not healthy:
