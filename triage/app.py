@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from structlog.types import Processor
 
     from triage.arrays import Pictures
+    from triage.assessment import Assessor
     from triage.bundles import Keys
     from triage.lineage import Ancestor
     from triage.quality import Quality
@@ -49,7 +50,6 @@ if TYPE_CHECKING:
     from triage.scp import Door
     from triage.shadow import Pair
     from triage.sinks import Sink
-    from triage.worker import Champion
     from triage.worklist.drifts import Alarm
     from triage.worklist.shadows import Comparison
 
@@ -412,8 +412,7 @@ def score(config: Config, stop: threading.Event) -> None:
             name,
             worklist(config),
             spool(config),
-            _current_champion(registry(config)),
-            warn_outside=config.outside_population == "warn",
+            _current_champion(config),
         ).run(stop)
 
 
@@ -558,8 +557,8 @@ def observe(config: Config, stop: threading.Event) -> None:
 
     stand_back()
     log = structlog.get_logger("observe")
-    models, with_database = registry(config), worklist(config)
-    shadow = Shadow(with_database.shadows, spool(config), _current_pair(models))
+    with_database = worklist(config)
+    shadow = Shadow(with_database.shadows, spool(config), _current_pair(config))
     checked = time.monotonic()
     asked = -math.inf
     every = 3600.0 * config.fleet_pull_hours
@@ -642,10 +641,11 @@ def watch_drift(config: Config, with_database: Worklist) -> "list[Alarm]":
     return raised
 
 
-def _current_pair(models: Registry) -> "Callable[[], Pair | None]":
+def _current_pair(config: Config) -> "Callable[[], Pair | None]":
     """Gives who is in shadow, compiled anew only when an alias has moved."""
     from triage.shadow import Pair
 
+    models = registry(config)
     compiled: dict[str, Pair] = {}
 
     def current() -> Pair | None:
@@ -660,7 +660,8 @@ def _current_pair(models: Registry) -> "Callable[[], Pair | None]":
         found = compiled.get(version)
         if found is None or (found.champion, found.since) != (champion, since):
             compiled.clear()
-            found = compiled[version] = Pair(_network(models.version(version)), champion, since)
+            challenger = assessor(config, models.version(version))
+            found = compiled[version] = Pair(challenger, champion, since)
         return found
 
     return current
@@ -731,23 +732,37 @@ def serve(config: Config, roles: Sequence[str], *, supervised: bool) -> None:
     ).run(stop)
 
 
-def _current_champion(models: Registry) -> "Callable[[], Champion]":
+def _current_champion(config: Config) -> "Callable[[], Assessor]":
     """Gives the champion, compiled anew only when the alias has moved."""
-    from triage.network import Network
-    from triage.worker import Champion
+    from triage.assessment import Assessor
 
-    compiled: dict[str, Champion] = {}
+    models = registry(config)
+    compiled: dict[str, Assessor] = {}
 
-    def current() -> Champion:
+    def current() -> Assessor:
         version = models.aliases().get(CHAMPION, "")
         if version not in compiled:
             model = models.champion()
             compiled.clear()
-            compiled[model.version] = Champion(Network(model), model.population, _quality(model))
+            compiled[model.version] = assessor(config, model)
             version = model.version
         return compiled[version]
 
     return current
+
+
+def assessor(config: Config, model: ModelVersion) -> "Assessor":
+    """A model version, compiled, with all that it scores with.
+
+    Raises
+    ------
+    ModelError
+        It does not fit this program, or cannot be compiled.
+    """
+    from triage.assessment import Assessor
+
+    warn_outside = config.outside_population == "warn"
+    return Assessor(_network(model), model.population, _quality(model), warn_outside)
 
 
 def _quality(model: ModelVersion) -> "Quality | None":

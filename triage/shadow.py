@@ -9,7 +9,6 @@ import datetime as dt
 import os
 import resource
 import signal
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,9 +16,9 @@ from pathlib import Path
 
 import structlog
 
-from triage.errors import PixelsError, SpoolError
-from triage.pixels import normalize
-from triage.scoring import Score, Scorer
+from triage.assessment import Assessor
+from triage.errors import SpoolError
+from triage.scoring import Score
 from triage.spool import Spool
 from triage.worklist.shadows import Shadows, Task
 
@@ -36,13 +35,13 @@ class Pair:
 
     Attributes
     ----------
-    scorer : Scorer
+    challenger : Assessor
     champion : str
     since : datetime
         When the shadow began.
     """
 
-    scorer: Scorer
+    challenger: Assessor
     champion: str
     since: dt.datetime
 
@@ -73,25 +72,23 @@ class Shadow:
         pair = self._current()
         if pair is None:
             return False
-        version = pair.scorer.model_version
+        version = pair.challenger.scorer.model_version
         tasks = self._shadows.waiting(version, pair.champion, pair.since)
         for task in tasks:
             if self._shadows.begin(task, version):
                 # The system's timer: native code that hangs asks Python nothing.
                 signal.setitimer(signal.ITIMER_REAL, SETTLE_SECONDS)
                 try:
-                    said, milliseconds = self._asked(task, pair.scorer)
+                    said, milliseconds = self._asked(task, pair.challenger)
                 finally:
                     signal.setitimer(signal.ITIMER_REAL, 0)
                 self._shadows.settle(task, version, said, milliseconds)
         return bool(tasks)
 
-    def _asked(self, task: Task, scorer: Scorer) -> tuple[Score | str, float]:
+    def _asked(self, task: Task, challenger: Assessor) -> tuple[Score | str, float]:
         try:
-            array = normalize(self._spool.instance(task.digest)).array
-            began = time.perf_counter()
-            return scorer.score(array), (time.perf_counter() - began) * 1000
-        except (PixelsError, SpoolError) as error:
+            found = challenger.assess(lambda: self._spool.instance(task.digest))
+        except SpoolError as error:
             return str(error), 0.0
         # A boundary: what one picture does to a challenger must not end its shadow.
         except Exception as error:  # noqa: BLE001
@@ -99,6 +96,7 @@ class Shadow:
                 "failed", action="shadow_failed", score=task.score_id, error=type(error).__name__
             )
             return f"{type(error).__name__} while scoring", 0.0
+        return found.score or found.explanation, found.milliseconds
 
 
 def stand_back() -> None:

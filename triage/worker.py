@@ -3,15 +3,11 @@
 import signal
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import structlog
 
-from triage.admission import Population, admit
-from triage.errors import ModelError, PixelsError, SpoolError, WorklistError
-from triage.pixels import normalize
-from triage.quality import Quality, picture_hash
-from triage.scoring import Scorer
+from triage.assessment import Assessor
+from triage.errors import ModelError, SpoolError, WorklistError
 from triage.spool import Spool
 from triage.worklist import Claim, Worklist
 
@@ -22,24 +18,6 @@ OUTAGE_SECONDS = 2.0
 
 SETTLE_SECONDS = 50
 """So long one item may take, less than its lease: a decoder that hangs is a worker that died."""
-
-
-@dataclass(frozen=True, slots=True)
-class Champion:
-    """What the current model version scores with.
-
-    Attributes
-    ----------
-    scorer : Scorer
-    population : Population
-    quality : Quality or None
-        Knows pictures that are not like the training data, and what is wrong with the
-        others; None if the version was made without.
-    """
-
-    scorer: Scorer
-    population: Population
-    quality: Quality | None = None
 
 
 class Worker:
@@ -54,8 +32,6 @@ class Worker:
     current : callable
         Gives the current champion; asked before each item, so that a new champion scores
         the next radiograph.
-    warn_outside : bool
-        Score patients outside the population with a note.
     """
 
     def __init__(
@@ -63,12 +39,10 @@ class Worker:
         name: str,
         worklist: Worklist,
         spool: Spool,
-        current: Callable[[], Champion],
-        *,
-        warn_outside: bool,
+        current: Callable[[], Assessor],
     ) -> None:
         self._name, self._worklist, self._spool = name, worklist, spool
-        self._current, self._warn_outside = current, warn_outside
+        self._current = current
         self._log = structlog.get_logger("worker").bind(worker=name)
 
     def run(self, stop: threading.Event) -> None:
@@ -126,60 +100,26 @@ class Worker:
             signal.setitimer(signal.ITIMER_REAL, 0)
         return True
 
-    def _settle(self, claim: Claim, champion: Champion) -> None:
-        try:
-            dataset = self._spool.instance(claim.digest)
-        except PixelsError as error:
-            self._refuse(claim, error.reason, str(error))
-            return
-        admission = admit(dataset, champion.population, warn_outside=self._warn_outside)
-        if admission.reason is not None:
-            self._refuse(claim, admission.reason, admission.explanation)
-            return
-        try:
-            normalized = normalize(dataset)
-        except PixelsError as error:
-            self._refuse(claim, error.reason, str(error))
-            return
-        notes = (*admission.notes, *normalized.notes)
-        exposure = picture_hash(normalized.array)
-        novelty: float | None = None
-        if champion.quality is None:
-            notes = (*notes, "NOVELTY_UNCHECKED")
-        else:
-            notes = (*notes, *champion.quality.findings(normalized.array))
-            novelty = champion.quality.novelty.measure(normalized.array)
-            if novelty > 1.0:
-                explanation = f"the picture's novelty is {novelty:.2f}, of training data at most 1"
-                self._refuse(claim, "NOT_LIKE_TRAINING", explanation, notes, exposure, novelty)
-                return
-        score = champion.scorer.score(normalized.array)
-        if self._worklist.scored(claim, score, notes, exposure, novelty):
-            self._log.info(
-                "scored",
-                action="scored",
-                sop_instance_uid=claim.sop_instance_uid,
-                probability=round(score.probability, 4),
-                flagged=score.flagged,
-                model_version=score.model_version,
-                novelty=None if novelty is None else round(novelty, 3),
-            )
-
-    def _refuse(
-        self,
-        claim: Claim,
-        reason: str,
-        explanation: str,
-        notes: tuple[str, ...] = (),
-        exposure: str | None = None,
-        novelty: float | None = None,
-    ) -> None:
-        if self._worklist.not_scored(claim, reason, explanation, notes, exposure, novelty):
+    def _settle(self, claim: Claim, champion: Assessor) -> None:
+        found = champion.assess(lambda: self._spool.instance(claim.digest))
+        seen = (found.notes, found.picture_hash, found.novelty)
+        if found.score is not None:
+            if self._worklist.scored(claim, found.score, *seen):
+                self._log.info(
+                    "scored",
+                    action="scored",
+                    sop_instance_uid=claim.sop_instance_uid,
+                    probability=round(found.score.probability, 4),
+                    flagged=found.score.flagged,
+                    model_version=found.score.model_version,
+                    novelty=None if found.novelty is None else round(found.novelty, 3),
+                )
+        elif self._worklist.not_scored(claim, str(found.reason), found.explanation, *seen):
             self._log.info(
                 "not scored",
                 action="not_scored",
                 sop_instance_uid=claim.sop_instance_uid,
-                reason=reason,
+                reason=found.reason,
             )
 
     def _fail(self, claim: Claim, reason: str, explanation: str) -> None:

@@ -13,11 +13,12 @@ from tests.faults.invariants import Ledger
 from tests.faults.power import POLICIES, SERVE, Disk, Keep, Operation, Recording, any_of, everything
 from tests.faults.tally import FULL, Tally, amount
 from triage.app import prepare
+from triage.assessment import Assessor
 from triage.config import Config
 from triage.network import Network
 from triage.registry import Registry
 from triage.spool import Spool
-from triage.worker import Champion, Worker
+from triage.worker import Worker
 from triage.worklist import Worklist
 
 
@@ -130,8 +131,8 @@ def wake_up(
     try:
         if settle:
             model = Registry(service.home / "models").champion()
-            champion = Champion(Network(model), model.population)
-            worker = Worker("w", worklist, spool, lambda: champion, warn_outside=True)
+            champion = Assessor(Network(model), model.population, warn_outside=True)
+            worker = Worker("w", worklist, spool, lambda: champion)
             worklist.abandon("w")
             while worker.step():
                 pass

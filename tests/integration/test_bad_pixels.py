@@ -38,11 +38,12 @@ import json, resource, sys, warnings
 from pathlib import Path
 from pydicom import dcmread
 from tests.integration.test_pictures import ANYBODY, Half
+from triage.assessment import Assessor
 from triage.identity import Instance
 from triage.novelty import NOVELTY, Novelty
 from triage.quality import QUALITY, Quality
 from triage.spool import Spool, digest_of
-from triage.worker import Champion, Worker
+from triage.worker import Worker
 from triage.worklist import Arrival, Worklist
 from triage.worklist.schema import migrate, open_engine
 
@@ -55,7 +56,7 @@ engine.dispose()
 worklist, spool = Worklist(url), Spool(home / "spool")
 spool.prepare()
 quality = Quality.load(model / QUALITY, Novelty.load(model / NOVELTY))
-champion = Champion(Half(), ANYBODY, quality)
+champion = Assessor(Half(), ANYBODY, quality)
 for file in sorted(home.glob("*.dcm")):
     content = file.read_bytes()
     spool.put(digest_of(content), content)
@@ -65,7 +66,7 @@ for file in sorted(home.glob("*.dcm")):
 pages = int(Path("/proc/self/statm").read_text().split()[0])
 limit = pages * resource.getpagesize() + room
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-worker = Worker("w", worklist, spool, lambda: champion, warn_outside=True)
+worker = Worker("w", worklist, spool, lambda: champion)
 while worker.step():
     pass
 told = {i.sop_instance_uid: (i.state, i.reason, i.explanation) for i in worklist.items()}

@@ -14,6 +14,7 @@ from tests.conftest import ROOT, SAMPLES
 from tests.degrade import drawn
 from tests.fitted import SMALL, fitted_quality
 from triage.admission import Population
+from triage.assessment import Assessor
 from triage.identity import Instance
 from triage.novelty import NOVELTY, Novelty
 from triage.pixels import Array
@@ -21,7 +22,7 @@ from triage.quality import QUALITY, Quality
 from triage.registry import ModelVersion
 from triage.scoring import Score
 from triage.spool import Spool, digest_of
-from triage.worker import Champion, Worker
+from triage.worker import Worker
 from triage.worklist import Arrival, State, Worklist, WorklistItem
 
 ANYBODY = Population("anybody", None, ("PA",))
@@ -55,9 +56,8 @@ def settle(worklist: Worklist, tmp_path: Path) -> Settle:
         spool.put(digest, content)
         instance = Instance.of(made)
         worklist.receive(Arrival(instance, ExplicitVRLittleEndian, "X", "", digest, 1))
-        champion = Champion(Half(), population, quality)
-        warn = population.age_years is None
-        assert Worker("w", worklist, spool, lambda: champion, warn_outside=warn).step()
+        champion = Assessor(Half(), population, quality)
+        assert Worker("w", worklist, spool, lambda: champion).step()
         return worklist.item(instance.sop_instance_uid)
 
     return settle

@@ -23,13 +23,14 @@ from sqlalchemy import text
 from tests.builders import chest_radiograph, encoded, picture, radiograph, save
 from tests.conftest import SAMPLES, Service, wait_for
 from triage.admission import Population
+from triage.assessment import Assessor
 from triage.identity import Instance
 from triage.pixels import Array
 from triage.registry import ALIASES
 from triage.scoring import Score
 from triage.send import send
 from triage.spool import Spool, digest_of
-from triage.worker import Champion, Worker
+from triage.worker import Worker
 from triage.worklist import Arrival, State, Worklist
 from triage.worklist.schema import migrate, open_engine
 
@@ -451,8 +452,8 @@ def test_a_result_that_could_not_be_recorded_is_made_again_soon(tmp_path: Path) 
 
     saboteur, stop = Saboteur(), threading.Event()
     population = Population("anybody", None, ("PA",))
-    champion = Champion(saboteur, population)
-    worker = Worker("w", worklist, spool, lambda: champion, warn_outside=True)
+    champion = Assessor(saboteur, population)
+    worker = Worker("w", worklist, spool, lambda: champion)
     thread = threading.Thread(target=worker.run, args=(stop,))
     thread.start()
     try:

@@ -11,6 +11,8 @@ from tests.conftest import ROOT, Service, wait_for
 from tests.exams import arrival
 from tests.site import VERSION, Site
 from tests.versions import another
+from triage.admission import Population
+from triage.assessment import Assessor
 from triage.config import Config
 from triage.errors import ModelError, WorklistError
 from triage.pixels import Array
@@ -22,6 +24,7 @@ from triage.worklist import State, Worklist
 from triage.worklist.drifts import Measure
 from triage.worklist.shadows import UNFINISHED
 
+ANYBODY = Population("anybody", None, ())
 LONG_AGO = dt.datetime(2020, 1, 1, tzinfo=dt.UTC)
 
 
@@ -55,7 +58,7 @@ def shadow_of(
 ) -> tuple[Shadow, Opinions]:
     """A shadow of the site's champion."""
     opinions = Opinions(*answers)
-    pair = Pair(opinions, VERSION, since)
+    pair = Pair(Assessor(opinions, ANYBODY), VERSION, since)
     return Shadow(site.worklist.shadows, site.spool, lambda: pair), opinions
 
 
@@ -117,7 +120,7 @@ def test_what_was_scored_before_it_began_is_not_asked_about(site: Site) -> None:
     now = dt.datetime.now(dt.UTC)
     shadow, _ = shadow_of(site, since=now)
     assert not shadow.step()
-    pair = Pair(Opinions(), "another champion", LONG_AGO)
+    pair = Pair(Assessor(Opinions(), ANYBODY), "another champion", LONG_AGO)
     assert not Shadow(site.worklist.shadows, site.spool, lambda: pair).step()
     assert not Shadow(site.worklist.shadows, site.spool, lambda: None).step()
 
