@@ -1,11 +1,14 @@
 """Writing so that it survives losing power (POSIX fsync, of files and of folders)."""
 
+import ctypes
 import os
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
+
+_SYNC_FILE_RANGE_WRITE = 2
 
 
 def sync(path: Path) -> None:
@@ -15,6 +18,17 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def begin_writing(descriptor: int) -> None:
+    """Let the disk begin with what a file has got, so that a later fsync has less to wait for.
+
+    A hint that promises nothing, where the system has it (sync_file_range(2), Linux).
+    """
+    with suppress(AttributeError):
+        ctypes.CDLL(None).sync_file_range(
+            descriptor, ctypes.c_int64(0), ctypes.c_int64(0), _SYNC_FILE_RANGE_WRITE
+        )
 
 
 def make_folder(folder: Path) -> None:

@@ -41,7 +41,7 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 from pynetdicom import AE, evt
-from pynetdicom.dsutils import encode_file_meta
+from pynetdicom.dsutils import create_file_meta, encode_file_meta
 from pynetdicom.events import Event
 from pynetdicom.sop_class import StorageCommitmentPushModel, Verification
 
@@ -50,13 +50,14 @@ from triage.errors import DicomError, ServiceError, SpoolError, WorklistError
 from triage.identity import HEADER_KEYWORDS, Instance
 from triage.peers import Peer, admits, is_loopback
 from triage.pixels import JPEG_PROGRESSIVE
-from triage.spool import Spool, digest_of
+from triage.spool import Arriving, Spool
 from triage.transport import (
     MAXIMUM_PDU,
     OPENING_SECONDS,
     Account,
     Limits,
     Listener,
+    arrived,
     cut_short,
     peer,
     printable,
@@ -263,6 +264,7 @@ class Receiver:
                 self._limits,
                 self._account,
                 tls,
+                self._opened,
                 [
                     (evt.EVT_REQUESTED, self._requested),
                     (evt.EVT_ACCEPTED, self._accepted),
@@ -375,6 +377,20 @@ class Receiver:
         self._log.info("echoed", action="echoed", **_peer(event))
         return SUCCESS
 
+    def _opened(self, command: Dataset, syntax: UID) -> Arriving:
+        """Where a data set goes while it arrives."""
+        try:
+            meta = create_file_meta(
+                sop_class_uid=UID(command.AffectedSOPClassUID),
+                sop_instance_uid=UID(command.AffectedSOPInstanceUID),
+                transfer_syntax=syntax,
+            )
+            return self._spool.arriving(bytes(128) + b"DICM" + encode_file_meta(meta))
+        # A boundary: pydicom raises what it likes. What comes will not be kept: it cannot be
+        # the instance that such a command names.
+        except Exception:  # noqa: BLE001
+            return self._spool.arriving()
+
     def _store(self, event: Event) -> int | Dataset:
         """Answer a C-STORE (PS3.4 B.2): the boundary between errors and statuses."""
         try:
@@ -398,8 +414,10 @@ class Receiver:
             raise _Refusal(
                 OUT_OF_RESOURCES, why, f"{why}: raise it, or let the console send less at once"
             )
-        data = event.encoded_dataset(include_meta=False)
-        instance = _understand(data, UID(event.context.transfer_syntax), self._limits.object_bytes)
+        arriving = cast("Arriving", arrived(event))
+        instance = _understand(
+            arriving, UID(event.context.transfer_syntax), self._limits.object_bytes
+        )
         stated = (instance.sop_class_uid, instance.sop_instance_uid)
         if stated != (request.AffectedSOPClassUID, request.AffectedSOPInstanceUID):
             raise _Refusal(
@@ -413,35 +431,30 @@ class Receiver:
                 "SOP class differs from the presentation context's",
                 "it sends another SOP class than it proposed: correct the console",
             )
-        # In parts: joined, a large data set would be in memory twice.
-        content = (bytes(128) + b"DICM" + encode_file_meta(event.file_meta), data)
-        digest = digest_of(data)
-        peer = _peer(event)
+        digest, size, peer = arriving.digest, arriving.size, _peer(event)
         uid = instance.sop_instance_uid
         known = self._worklist.digest(uid)
         if known is None:
-            self._spool.put(digest, content)
+            self._spool.keep(arriving, digest)
             arrival = Arrival(
                 instance,
                 str(event.context.transfer_syntax),
                 peer["calling_ae_title"],
                 peer["calling_address"],
                 digest,
-                len(data),
+                size,
             )
             if self._worklist.receive(arrival):
-                self._log.info(
-                    "stored", action="stored", sop_instance_uid=uid, bytes=len(data), **peer
-                )
+                self._log.info("stored", action="stored", sop_instance_uid=uid, bytes=size, **peer)
                 return
             # Another association was faster with the same UID.
             known = self._worklist.digest(uid)
         if known == digest:
             # Put again, so that Success stays true even if the file was lost since.
-            self._spool.put(digest, content)
+            self._spool.keep(arriving, digest)
             self._log.info("duplicate", action="duplicate", sop_instance_uid=uid, **peer)
             return
-        self._spool.put(digest, content, "quarantine")
+        self._spool.keep(arriving, digest, "quarantine")
         self._worklist.quarantined(uid, digest, peer["calling_ae_title"])
         raise _Refusal(
             PROCESSING_FAILURE,
@@ -516,10 +529,10 @@ class Receiver:
         return answer
 
 
-def _understand(data: bytes, syntax: UID, most: int) -> Instance:
+def _understand(arriving: Arriving, syntax: UID, most: int) -> Instance:
     """The instance that a data set describes, without decoding its pixels."""
     try:
-        head = _inflated(data, most) if syntax.is_deflated else data[:HEADER_BYTES]
+        head = _inflated(arriving, most) if syntax.is_deflated else arriving.read(0, HEADER_BYTES)
         items = head.count(LITTLE_ITEM if syntax.is_little_endian else BIG_ITEM)
         if items > MOST_ITEMS:
             raise DicomError(f"there are {items} sequence items in the header")
@@ -534,7 +547,7 @@ def _understand(data: bytes, syntax: UID, most: int) -> Instance:
             return Instance.of(header)
     except DicomError as error:
         raise _Refusal(CANNOT_UNDERSTAND, str(error), f"{error}: correct the console") from error
-    except _Refusal:
+    except (_Refusal, SpoolError):
         raise
     # A boundary: pydicom raises what it likes on a data set that is none.
     except Exception as error:
@@ -545,7 +558,7 @@ def _understand(data: bytes, syntax: UID, most: int) -> Instance:
         ) from error
 
 
-def _inflated(data: bytes, most: int) -> bytes:
+def _inflated(arriving: Arriving, most: int) -> bytes:
     """The beginning of a deflated data set, which as a whole must not exceed the limit.
 
     Raises
@@ -554,12 +567,12 @@ def _inflated(data: bytes, most: int) -> bytes:
         It ends before its end (RFC 1951 3.2.3).
     """
     inflate, head, size = zlib.decompressobj(-zlib.MAX_WBITS), bytearray(), 0
-    for start in range(0, len(data), INFLATED_AT_ONCE):
-        left = data[start : start + INFLATED_AT_ONCE]
+    for part in arriving.chunks(INFLATED_AT_ONCE):
+        left = part
         while left and size <= most and not inflate.eof:
-            part = inflate.decompress(left, INFLATED_AT_ONCE)
-            size += len(part)
-            head += part[: HEADER_BYTES - len(head)]
+            inflated = inflate.decompress(left, INFLATED_AT_ONCE)
+            size += len(inflated)
+            head += inflated[: HEADER_BYTES - len(head)]
             left = inflate.unconsumed_tail
         if inflate.eof or size > most:
             break

@@ -11,16 +11,20 @@ import hashlib
 import os
 import struct
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
 from pydicom import Dataset, dcmread
 
-from triage.durable import keep_folder, make_folder, sync
+from triage.durable import begin_writing, keep_folder, make_folder, sync
 from triage.errors import PixelsError, SpoolError
 
 Place = Literal["instances", "quarantine", "results"]
+
+PART = 98_304
+"""Bytes of a data set that are worth hashing and writing at once; consoles send 16 KB and more."""
 
 _META_START = 132
 _META_LENGTH = struct.Struct("<HH2sHI")
@@ -69,18 +73,26 @@ class Spool:
                 "writable for this user, or set TRIAGE_HOME to another folder"
             ) from error
 
-    def put(
-        self, digest: str, content: bytes | Sequence[bytes], place: Place = "instances"
-    ) -> Path:
-        """Keep a data set; when this returns, it survives losing power.
+    def arriving(self, meta: bytes = b"") -> "Arriving":
+        """A file for a data set that begins to arrive, kept by :meth:`keep` or discarded.
 
         Parameters
         ----------
+        meta : bytes
+            What the file has before its data set: preamble and file meta information
+            (PS3.10 7.1).
+        """
+        return Arriving(self._incoming, meta)
+
+    def keep(self, arrived: "Arriving", digest: str, place: Place = "instances") -> Path:
+        """Keep what has arrived; when this returns, it survives losing power.
+
+        Parameters
+        ----------
+        arrived : Arriving
+            May be kept in another place, too; discarded by who has it.
         digest : str
-            :func:`digest_of` the data set; of a result, of the whole file.
-        content : bytes or sequence of bytes
-            The whole file: preamble, file meta information (PS3.10 7.1) and the data set
-            exactly as it was received. In parts, so that nobody needs to join large ones.
+            Of the data set; of a result, of the whole file.
         place : {'instances', 'quarantine', 'results'}
 
         Raises
@@ -89,25 +101,41 @@ class Spool:
             It cannot be written; nothing is left behind.
         """
         target = self.path(digest, place)
-        temporary = None
         try:
             self._keep_folders(target.parent)
-            if target.exists():  # written by another thread, which may not have synced yet
-                sync(target.parent)
-                return target
-            make_folder(self._incoming)  # somebody may have cleaned up too much
-            descriptor, temporary = tempfile.mkstemp(dir=self._incoming)
-            with os.fdopen(descriptor, "wb") as file:
-                file.writelines([content] if isinstance(content, bytes) else content)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).replace(target)
+            if not target.exists():
+                arrived.become(target)
+            # Also of what another thread has written, which may not have synced yet.
             sync(target.parent)
         except OSError as error:
-            if temporary is not None:
-                Path(temporary).unlink(missing_ok=True)
             raise SpoolError(f"the spool cannot keep an instance: {error.strerror}") from error
         return target
+
+    def put(
+        self, digest: str, content: bytes | Sequence[bytes], place: Place = "instances"
+    ) -> Path:
+        """Keep a file that is in memory, as :meth:`keep` does.
+
+        Parameters
+        ----------
+        digest : str
+            :func:`digest_of` the data set; of a result, of the whole file.
+        content : bytes or sequence of bytes
+            The whole file, in parts so that nobody needs to join large ones.
+        place : {'instances', 'quarantine', 'results'}
+
+        Raises
+        ------
+        SpoolError
+            It cannot be written; nothing is left behind.
+        """
+        arriving = self.arriving()
+        try:
+            for part in [content] if isinstance(content, bytes) else content:
+                arriving.write(part)
+            return self.keep(arriving, digest, place)
+        finally:
+            arriving.discard()
 
     def _keep_folders(self, folder: Path) -> None:
         """Have a folder below the spool's that survives losing power, with all above it."""
@@ -182,3 +210,127 @@ class Spool:
     def path(self, digest: str, place: Place = "instances") -> Path:
         """Where a data set is, if it is there."""
         return self._folder / place / digest[:2] / f"{digest}.dcm"
+
+
+class Arriving:
+    """A file whose data set arrives; it has no name that anybody looks for yet.
+
+    Writing never raises: a console is told when it waits for its answer, so what the disk
+    refuses comes up in :meth:`Spool.keep`.
+
+    Parameters
+    ----------
+    folder : Path
+    meta : bytes
+        Preamble and file meta information.
+    """
+
+    def __init__(self, folder: Path, meta: bytes) -> None:
+        self._start, self._hash, self.size = len(meta), hashlib.sha256(), 0
+        """The data set's bytes up to now."""
+        self._part = bytearray()
+        """What is gathered until it is worth a system call."""
+        self._descriptor = -1
+        self._path: Path | None = None
+        self._kept: Path | None = None
+        self._error: OSError | None = None
+        try:
+            make_folder(folder)  # somebody may have cleaned up too much
+            self._descriptor, path = tempfile.mkstemp(dir=folder)
+            self._path = Path(path)
+            self._append(meta)
+        except OSError as error:
+            self._fail(error)
+
+    def write(self, content: bytes | memoryview) -> None:
+        """Take the next bytes of the data set."""
+        self.size += len(content)
+        if not self._part and len(content) >= PART:
+            self._take(content)
+            return
+        self._part += content
+        if len(self._part) >= PART:
+            self._finish()
+
+    @property
+    def digest(self) -> str:
+        """:func:`digest_of` what has arrived."""
+        self._finish()
+        return self._hash.hexdigest()
+
+    def read(self, start: int, count: int) -> bytes:
+        """Bytes of the data set, fewer at its end.
+
+        Raises
+        ------
+        SpoolError
+            The disk did not take them, or does not give them back.
+        """
+        try:
+            self._finish()
+            self._check()
+            return os.pread(self._descriptor, count, self._start + start)
+        except OSError as error:
+            raise SpoolError(f"the spool cannot keep an instance: {error.strerror}") from error
+
+    def chunks(self, count: int) -> Iterator[bytes]:
+        """The data set in parts of so many bytes; raises as :meth:`read`."""
+        for start in range(0, self.size, count):
+            yield self.read(start, count)
+
+    def become(self, target: Path) -> None:
+        """Take a name, or another one, with the content certainly on the disk.
+
+        Raises
+        ------
+        OSError
+            The disk did not take it.
+        """
+        self._finish()
+        self._check()
+        if self._kept is not None:
+            target.hardlink_to(self._kept)
+        elif self._path is not None:
+            os.fsync(self._descriptor)
+            self._path.replace(target)
+            self._path, self._kept = None, target
+
+    def discard(self) -> None:
+        """Close, and leave nothing behind that has no name; may be called again."""
+        descriptor, self._descriptor = self._descriptor, -1
+        path, self._path = self._path, None
+        if path is not None:
+            with suppress(OSError):  # the receiver sweeps when it starts
+                path.unlink()
+        if descriptor >= 0:
+            with suppress(OSError):
+                os.close(descriptor)
+
+    def _finish(self) -> None:
+        """Take what was gathered."""
+        if self._part:
+            self._take(self._part)
+            self._part.clear()
+
+    def _take(self, content: bytes | bytearray | memoryview) -> None:
+        self._hash.update(content)
+        if self._error is None:
+            try:
+                self._append(content)
+            except OSError as error:
+                self._fail(error)
+            else:
+                begin_writing(self._descriptor)
+
+    def _append(self, content: bytes | bytearray | memoryview) -> None:
+        written = os.write(self._descriptor, content)
+        while written < len(content):
+            written += os.write(self._descriptor, memoryview(content)[written:])
+
+    def _check(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _fail(self, error: OSError) -> None:
+        self._error = error
+        self.discard()

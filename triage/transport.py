@@ -3,7 +3,8 @@
 pynetdicom's server shakes hands in its accept loop, believes any PDU length, gathers a
 message of any size in memory and gives each connection two threads that poll. Here a
 connection says something first, shakes hands in a thread of its own, and then takes no more
-memory and time than the limits allow.
+memory and time than the limits allow; the fragments of a data set go from the socket to
+where they are kept, and the thread that reads a request also answers it.
 """
 
 import select
@@ -11,17 +12,22 @@ import socket
 import ssl
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import structlog
+from pydicom import Dataset
+from pydicom.uid import UID
 from pynetdicom import evt
-from pynetdicom.association import Association
+from pynetdicom.association import MODE_ACCEPTOR, Association
 from pynetdicom.dimse import DIMSEServiceProvider
-from pynetdicom.dimse_messages import DIMSEMessage
+from pynetdicom.dimse_messages import C_STORE_RQ, DIMSEMessage
+from pynetdicom.dimse_primitives import C_CANCEL
+from pynetdicom.dul import DULServiceProvider
 from pynetdicom.fsm import StateMachine
 from pynetdicom.pdu_primitives import P_DATA
 from pynetdicom.timer import Timer
@@ -36,11 +42,11 @@ rate."""
 LONGEST_PDU = 1_048_576
 """Bytes that any PDU may announce: some peers exceed what we ask for, none by so much."""
 
+AHEAD = 4 * MAXIMUM_PDU
+"""Bytes that are read at once, of as many PDUs as have come."""
+
 LONGEST_COMMAND = 65_536
 """Bytes of a command set (PS3.7 6.3); real ones have some hundred."""
-
-MOST_QUEUED = 16
-"""Requests that a peer may send ahead; without a negotiated window (PS3.7 D.3.3.3) it is 1."""
 
 OPENING_SECONDS = 10.0
 """From a connection to its first byte, and from there through TLS to an association."""
@@ -51,7 +57,27 @@ MOST_OPENING = 512
 _ABORT = bytes.fromhex("07 00 00000004 00 00 02 01")
 """A-ABORT by the provider: unrecognized PDU (PS3.8 table 9-26)."""
 
-_ASSOCIATE_RQ, _TLS_HANDSHAKE = 0x01, 0x16
+_ASSOCIATE_RQ, _P_DATA_TF, _TLS_HANDSHAKE = 0x01, 0x04, 0x16
+
+_COMMAND, _LAST = 0x01, 0x02
+"""Bits of a message control header (PS3.8 E.2)."""
+
+_BRISK, _CALM = 1, 50
+"""Milliseconds to wait for a peer: while we may have something to send, and while we have not."""
+
+
+class Sink(Protocol):
+    """Where the data set of a C-STORE goes while it arrives."""
+
+    def write(self, content: memoryview) -> None:
+        """Take the next bytes; they are valid during the call only."""
+
+    def discard(self) -> None:
+        """Leave nothing behind, if nobody has kept it."""
+
+
+Opened = Callable[[Dataset, UID], Sink]
+"""A sink, by the command set (PS3.7 9.3.1) and the transfer syntax."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,9 +167,13 @@ def peer(association: Any) -> dict[str, str]:
 
 
 def cut_short(event: evt.Event) -> str | None:
-    """Why a request's data set was not taken in whole; None if it was."""
-    messages = cast("_Messages", event.assoc.dimse)
-    return messages.cut.pop(cast("Any", event.request).MessageID, None)
+    """Why the data set of the request that is served was not taken in whole; None if it was."""
+    return cast("_Messages", event.assoc.dimse).cut
+
+
+def arrived(event: evt.Event) -> Sink:
+    """Where the data set of the C-STORE that is served has gone."""
+    return cast("Sink", cast("_Messages", event.assoc.dimse).sink)
 
 
 class Listener(ThreadedAssociationServer):  # type: ignore[misc]
@@ -158,6 +188,8 @@ class Listener(ThreadedAssociationServer):  # type: ignore[misc]
     account : Account
         Shared by all listeners.
     tls : ssl.SSLContext or None
+    opened : callable
+        Makes a :class:`Sink` for each C-STORE.
     handlers : list
         pynetdicom's event handlers.
     """
@@ -172,9 +204,10 @@ class Listener(ThreadedAssociationServer):  # type: ignore[misc]
         limits: Limits,
         account: "Account",
         tls: ssl.SSLContext | None,
+        opened: Opened,
         handlers: list[Any],
     ) -> None:
-        self.limits, self.account, self.tls = limits, account, tls
+        self.limits, self.account, self.tls, self.opened = limits, account, tls, opened
         self._most_threads = 2 * limits.associations + MOST_OPENING
         self._full = False
         self.log = structlog.get_logger("scp")
@@ -291,14 +324,22 @@ class _Handler(RequestHandler):  # type: ignore[misc]
         )
 
     def _create_association(self) -> Association:
-        association = super()._create_association()
-        # In place of the library's own socket, which has announced the connection already.
-        association.dul.socket = _Connection(association, self.request)
-        association.dul.event_queue.get_nowait()
-        association.dul.state_machine = _StateMachine(association.dul)
-        for name in ("_idle_timer", "artim_timer"):
-            setattr(association.dul, name, _Timer(getattr(association.dul, name).timeout))
-        association.dimse = _Messages(association, self.server)
+        """As the library does, of our own parts."""
+        association = _Association(self.server, self.request)
+        acceptor = association.acceptor
+        acceptor.maximum_length = self.ae.maximum_pdu_size
+        acceptor.ae_title = self.server.ae_title
+        acceptor.address_info = self.local
+        acceptor.implementation_class_uid = self.ae.implementation_class_uid
+        acceptor.implementation_version_name = self.ae.implementation_version_name
+        acceptor.supported_contexts = self.server.contexts
+        association.requestor.address_info = self.remote
+        for event, handler in self.server._handlers.items():  # noqa: SLF001
+            if event.is_intervention:
+                association.bind(event, *handler)
+            else:
+                for function, arguments in handler:
+                    association.bind(event, function, arguments)
         return association
 
 
@@ -347,6 +388,11 @@ class _Connection(AssociationSocket):  # type: ignore[misc]
         super().__init__(association, client_socket=connection)
         self.told = False
         """Whether the log has said why the association ends."""
+        self.patience = _BRISK
+        """Milliseconds that :attr:`ready` waits for the peer."""
+        self._buffer = bytearray(AHEAD)
+        self._begin = self._end = 0
+        """Where in the buffer is what was read ahead."""
 
     def tell(self, advice: str) -> None:
         """Say why the association ends, once."""
@@ -358,15 +404,17 @@ class _Connection(AssociationSocket):  # type: ignore[misc]
 
     @property
     def ready(self) -> bool:
-        """Whether there is something to read; without select's limit of 1,024 descriptors."""
+        """Whether there is something to read, soon; without select's limit of 1,024 descriptors."""
         if self.socket is None or not self._is_connected:
             return False
+        if self._begin < self._end:
+            return True
         if isinstance(self.socket, ssl.SSLSocket) and self.socket.pending():
             return True
         poll = select.poll()
         try:
             poll.register(self.socket, select.POLLIN)
-            return bool(poll.poll(0))
+            return bool(poll.poll(self.patience))
         except (OSError, ValueError):
             self.event_queue.put("Evt17")
             return False
@@ -379,31 +427,64 @@ class _Connection(AssociationSocket):  # type: ignore[misc]
         OSError
             More than a PDU may have are announced, or they do not come in time.
         """
-        if nr_bytes > LONGEST_PDU:
+        content = bytearray(self.peek(nr_bytes))
+        self.skip(len(content))
+        return content
+
+    def peek(self, nr_bytes: int) -> memoryview:
+        """The next bytes, fewer if the connection ends; valid until the next call.
+
+        Raises
+        ------
+        OSError
+            As :meth:`recv`.
+        """
+        if nr_bytes > LONGEST_PDU + 6:
             self.tell(f"it announced a PDU of {nr_bytes} bytes: see what calls from there")
             raise ConnectionAbortedError
-        content = bytearray(nr_bytes)
-        view, received = memoryview(content), 0
+        if self._end - self._begin < nr_bytes:
+            self._fill(nr_bytes)
+        return memoryview(self._buffer)[self._begin : min(self._end, self._begin + nr_bytes)]
+
+    def skip(self, nr_bytes: int) -> None:
+        """Be done with the next bytes."""
+        self._begin += nr_bytes
+
+    def _fill(self, count: int) -> None:
+        """Read until the buffer has so many bytes, and what else has come, or the end has."""
+        self._make_room(count)
         seconds = self.assoc.network_timeout
         deadline = time.monotonic() + seconds
         try:
-            while received < nr_bytes:
-                count = self.socket.recv_into(view[received:])
-                if not count:
-                    break
-                received += count
-                if time.monotonic() > deadline:
-                    raise TimeoutError
+            with memoryview(self._buffer) as view:
+                while self._end - self._begin < count:
+                    received = self.socket.recv_into(view[self._end :])
+                    if not received:
+                        break
+                    self._end += received
+                    if time.monotonic() > deadline:
+                        raise TimeoutError
         except TimeoutError:
             self.tell(
                 f"it stalled in the middle of a message for {seconds:g} s: see the console and the "
                 "network; what was not acknowledged comes again"
             )
             raise
-        finally:
-            view.release()
-        del content[received:]
-        return content
+        if hasattr(socket, "TCP_QUICKACK"):
+            # Consoles that gather small packets (RFC 896) wait with the next for this receipt.
+            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+
+    def _make_room(self, count: int) -> None:
+        """Have place for so many bytes from the beginning of what was read ahead on."""
+        if self._begin == self._end:
+            self._begin = self._end = 0
+        if len(self._buffer) - self._begin >= count:
+            return
+        rest = bytes(memoryview(self._buffer)[self._begin : self._end])
+        if len(self._buffer) < count:
+            self._buffer = bytearray(count)
+        self._buffer[: len(rest)] = rest
+        self._begin, self._end = 0, len(rest)
 
     def _shutdown_socket(self) -> None:
         connection = self.socket
@@ -411,6 +492,96 @@ class _Connection(AssociationSocket):  # type: ignore[misc]
             with suppress(OSError):  # it may be gone, and is to be closed all the same
                 connection.shutdown(socket.SHUT_RDWR)
             connection.close()
+
+
+class _Association(Association):  # type: ignore[misc]
+    """An association whose requests are served by the thread that reads them.
+
+    The library's own thread for that has nothing to do until the association ends.
+    """
+
+    def __init__(self, listener: Listener, connection: socket.socket) -> None:
+        super().__init__(listener.ae, MODE_ACCEPTOR)
+        self._server = listener
+        self.name = "association"
+        self.dul = _UpperLayer(self)
+        self.dul.socket = _Connection(self, connection)
+        self.dimse = _Messages(self, listener)
+        # Again, for the new timers.
+        self.acse_timeout = listener.ae.acse_timeout
+        self.network_timeout = listener.ae.network_timeout
+
+    def _abort_blocking(self, block: bool = True) -> None:
+        """Without waiting for the thread that this may run in."""
+        super()._abort_blocking(block and threading.current_thread() is not self.dul)
+
+
+class _UpperLayer(DULServiceProvider):  # type: ignore[misc]
+    """The DICOM upper layer (PS3.8 7), which waits for the peer and not for a clock.
+
+    The library's looks for something to do a thousand times a second, in two threads, and
+    copies each fragment six times before anybody can keep it.
+    """
+
+    def __init__(self, association: _Association) -> None:
+        super().__init__(association)
+        self.state_machine = _StateMachine(self)
+        self._idle_timer, self.artim_timer = _Timer(60), _Timer(30)
+        self._run_loop_delay = 0.0
+
+    def run_reactor(self) -> None:
+        try:
+            super().run_reactor()
+        finally:
+            self.assoc.dimse.abandon()
+            self.assoc._reactor_checkpoint.set()  # noqa: SLF001
+
+    def _is_transport_event(self) -> bool:
+        association = self.assoc
+        transfers = self.state_machine.current_state == "Sta6"
+        ends = association._kill or association.is_aborted  # noqa: SLF001
+        if transfers and not (association.is_established or ends):
+            # The other thread has yet to say so, and a request before would find no answer.
+            time.sleep(_BRISK / 1_000)
+            return False
+        calm = transfers and not (
+            ends or self.to_user_queue.queue or self.idle_timer_expired() or self._kill_thread
+        )
+        # The association's own thread runs only when there is something for it.
+        checkpoint = association._reactor_checkpoint  # noqa: SLF001
+        if calm:
+            checkpoint.clear()
+        else:
+            checkpoint.set()
+        self.socket.patience = _CALM if calm else _BRISK
+        return bool(super()._is_transport_event())
+
+    def _read_pdu_data(self) -> None:
+        """Read a PDU; a P-DATA-TF (PS3.8 9.3.5) without the library's detours."""
+        if self.state_machine.current_state != "Sta6":
+            super()._read_pdu_data()
+            return
+        messages = self.assoc.dimse
+        while True:
+            try:
+                header = self.socket.peek(6)
+                if len(header) < 6 or header[0] != _P_DATA_TF:
+                    super()._read_pdu_data()
+                    return
+                length = int.from_bytes(header[2:], "big")
+                content = self.socket.peek(6 + length)[6:]
+            except OSError:
+                self.event_queue.put("Evt17")
+                return
+            if len(content) < length:
+                self.event_queue.put("Evt17")
+                return
+            self.socket.skip(6 + length)
+            messages.take(content)
+            # Nothing is to be sent in the middle of a message.
+            if messages.message is None or self._kill_thread:
+                return
+            self._idle_timer.restart()
 
 
 class _Timer(Timer):  # type: ignore[misc]
@@ -467,7 +638,7 @@ class _StateMachine(StateMachine):  # type: ignore[misc]
 
 
 class Account:
-    """The bytes of all data sets that have arrived, in part or whole, and are in memory."""
+    """The bytes of all data sets that have arrived, in part or whole, and are not answered."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -484,21 +655,14 @@ class Account:
             self._held += count
 
 
-class _DataSet(BytesIO):
-    """A data set's bytes, on the account for as long as anybody has them."""
+class _Discarded:
+    """Takes a data set that nobody wants."""
 
-    def __init__(self, account: Account) -> None:
-        super().__init__()
-        self._account, self._count = account, 0
+    def write(self, content: memoryview) -> None:
+        pass
 
-    def write(self, content: Any) -> int:
-        count = super().write(content)
-        self._count += count
-        self._account.add(count)
-        return count
-
-    def __del__(self) -> None:
-        self._account.add(-self._count)
+    def discard(self) -> None:
+        pass
 
 
 class _Messages(DIMSEServiceProvider):  # type: ignore[misc]
@@ -506,51 +670,114 @@ class _Messages(DIMSEServiceProvider):  # type: ignore[misc]
 
     message: Any
 
-    def __init__(self, association: Association, listener: Listener) -> None:
+    def __init__(self, association: _Association, listener: Listener) -> None:
         super().__init__(association)
-        self._limits, self._account = listener.limits, listener.account
-        self.cut: dict[int, str] = {}
-        """By Message ID, why a request's data set was dropped while it came."""
+        self._limits, self._account, self._opened = (
+            listener.limits,
+            listener.account,
+            listener.opened,
+        )
+        self._command = bytearray()
+        self._held = 0
+        self.sink: Sink | None = None
+        """Of the C-STORE that arrives or is served."""
+        self.cut: str | None = None
+        """Why the data set of the message that arrives or is served was dropped on its way."""
 
-    def receive_primitive(self, primitive: P_DATA) -> None:
-        """Take fragments; what cannot be one ends the association."""
+    def take(self, content: memoryview) -> None:
+        """Take a P-DATA-TF's items and serve what they complete.
+
+        What cannot be one ends the association.
+        """
         try:
-            if self.msg_queue.qsize() > MOST_QUEUED:
-                raise ValueError("requests ahead of their answers")
-            # One by one: what follows the end of a message begins the next.
-            for context, fragment in primitive.presentation_data_value_list:
-                if self.message is None:
-                    self.message = DIMSEMessage()
-                    self.message.data_set = _DataSet(self._account)
-                one = P_DATA()
-                one.presentation_data_value_list = [[context, self._within_limits(fragment)]]
-                super().receive_primitive(one)
+            place = 0
+            while place < len(content):
+                length = int.from_bytes(content[place : place + 4], "big")
+                place += 4
+                if not 2 <= length <= len(content) - place:
+                    raise ValueError("an item that is longer than its PDU")
+                item = content[place : place + length]
+                self._fragment(item[0], item[1], item[2:])
+                place += length
         # A boundary: a command set from outside can make the library raise what it likes.
         except Exception as error:  # noqa: BLE001
-            self.message = None
+            self.abandon()
             self.dul.socket.tell(
                 f"its message is not what PS3.7 allows ({type(error).__name__}): see what calls "
                 "from there"
             )
             self.dul.event_queue.put("Evt19")
 
-    def _within_limits(self, fragment: bytes) -> bytes:
-        """The fragment, or only its header if the data set is dropped."""
-        message = self.message
-        if fragment[0] & 1:
-            if message.encoded_command_set.tell() + len(fragment) > LONGEST_COMMAND:
-                raise ValueError("a command set without end")
-            return fragment
-        number = message.command_set.MessageID
-        if number not in self.cut:
-            count = len(fragment) - 1
-            if message.data_set.tell() + count > self._limits.object_bytes:
-                megabytes = self._limits.object_bytes // 1_000_000
-                self.cut[number] = f"larger than {megabytes} MB, TRIAGE_MAX_OBJECT_MB"
-            elif self._account.held + count > self._limits.held_bytes:
-                megabytes = self._limits.held_bytes // 1_000_000
-                self.cut[number] = f"over {megabytes} MB arrive, TRIAGE_MAX_ARRIVING_MB"
-            else:
-                return fragment
-            message.data_set = BytesIO()
-        return fragment[:1]
+    def abandon(self) -> None:
+        """Forget the message that arrives or was served."""
+        self.message = None
+        self._drop()
+        self.cut = self.sink = None
+        self._command.clear()
+
+    def _fragment(self, context: int, control: int, content: memoryview) -> None:
+        if not control & _COMMAND:
+            self._data(content)
+        elif self.message is not None or len(self._command) + len(content) > LONGEST_COMMAND:
+            raise ValueError("a command set without end, or where a data set goes on")
+        else:
+            self._command += content
+        if control & _LAST and (not control & _COMMAND or self._understood(context)):
+            self._serve()
+
+    def _understood(self, context: int) -> bool:
+        """Read the command set, now that it is whole; whether it has no data set."""
+        message, command = DIMSEMessage(), P_DATA()
+        command.presentation_data_value_list = [
+            [context, bytes([_COMMAND | _LAST]) + bytes(self._command)]
+        ]
+        self._command.clear()
+        whole = bool(message.decode_msg(command))
+        self.message = message
+        if not whole and isinstance(message, C_STORE_RQ):
+            accepted = self.assoc._accepted_cx.get(context)  # noqa: SLF001
+            self.sink = (
+                self._opened(message.command_set, UID(accepted.transfer_syntax[0]))
+                if accepted is not None
+                else _Discarded()
+            )
+        return whole
+
+    def _data(self, content: memoryview) -> None:
+        """Take a fragment of a data set, or drop it with all that came before."""
+        if self.message is None:
+            raise ValueError("a data set without a command")
+        if self.cut is not None:
+            return
+        if self._held + len(content) > self._limits.object_bytes:
+            megabytes = self._limits.object_bytes // 1_000_000
+            self.cut = f"larger than {megabytes} MB, TRIAGE_MAX_OBJECT_MB"
+        elif self._account.held + len(content) > self._limits.held_bytes:
+            megabytes = self._limits.held_bytes // 1_000_000
+            self.cut = f"over {megabytes} MB arrive, TRIAGE_MAX_ARRIVING_MB"
+        if self.cut is not None:
+            self._drop()
+            return
+        self._held += len(content)
+        self._account.add(len(content))
+        if self.sink is not None:
+            self.sink.write(content)
+        else:
+            self.message.data_set.write(content)
+
+    def _drop(self) -> None:
+        if self.sink is not None:
+            self.sink.discard()
+        if self.message is not None:
+            self.message.data_set = BytesIO()
+        self._account.add(-self._held)
+        self._held = 0
+
+    def _serve(self) -> None:
+        primitive, context = self.message.message_to_primitive(), self.message.context_id
+        try:
+            # Nothing that is offered here can be cancelled.
+            if not isinstance(primitive, C_CANCEL):
+                self.assoc._serve_request(primitive, context)  # noqa: SLF001
+        finally:
+            self.abandon()

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import warnings
 from collections.abc import Sequence
@@ -109,13 +110,19 @@ def settled(syntax: str, data: bytes) -> str:
     from triage.admission import Population, admit
     from triage.errors import PixelsError
     from triage.pixels import normalize
+    from triage.spool import Spool
 
-    try:
-        scp._understand(data, UID(syntax), 512_000_000)
-    except scp._Refusal as refusal:
-        understood = f"refused with 0x{refusal.status:04X}"
-    else:
-        understood = "kept"
+    with tempfile.TemporaryDirectory() as folder:
+        arriving = Spool(Path(folder)).arriving()
+        try:
+            arriving.write(data)
+            scp._understand(arriving, UID(syntax), 512_000_000)
+        except scp._Refusal as refusal:
+            understood = f"refused with 0x{refusal.status:04X}"
+        else:
+            understood = "kept"
+        finally:
+            arriving.discard()
     # What is refused is read as well: it may have come under an older program.
     meta = FileMetaDataset()
     meta.TransferSyntaxUID = UID(syntax)

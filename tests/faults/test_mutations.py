@@ -35,7 +35,7 @@ NETWORK = "test_network.py"
 BROKEN = [
     Broken(
         "a file is on the disk before Success",
-        Variant("spool.py", "                os.fsync(file.fileno())\n", ""),
+        Variant("spool.py", "            os.fsync(self._descriptor)\n", ""),
         POWER,
         "lost:|traces:",
         short=True,
@@ -44,8 +44,8 @@ BROKEN = [
         "a file's name is on the disk before Success",
         Variant(
             "spool.py",
-            "            Path(temporary).replace(target)\n            sync(target.parent)\n",
-            "            Path(temporary).replace(target)\n",
+            "            sync(target.parent)\n        except OSError as error:\n",
+            "        except OSError as error:\n",
         ),
         POWER,
         "lost:|traces:",
@@ -66,7 +66,7 @@ BROKEN = [
         "a file comes before its row",
         Variant(
             "scp.py",
-            "            self._spool.put(digest, content)\n            arrival = Arrival(",
+            "            self._spool.keep(arriving, digest)\n            arrival = Arrival(",
             "            arrival = Arrival(",
         ),
         POWER,
@@ -106,9 +106,8 @@ BROKEN = [
         "what was cut leaves no trace",
         Variant(
             "transport.py",
-            "                return fragment\n            message.data_set = BytesIO()\n",
-            "                return bytes([fragment[0] | 2]) + bytes(fragment[1:])\n"
-            "            message.data_set = BytesIO()\n",
+            "if control & _LAST and (not control & _COMMAND",
+            "if (not control & _COMMAND",
         ),
         NETWORK,
         "never sent whole|which nobody sent so",
@@ -154,8 +153,8 @@ BROKEN = [
         "a clock that is set ahead ends no association",
         Variant(
             "transport.py",
-            "setattr(association.dul, name, _Timer(",
-            "setattr(association.dul, name, Timer(",
+            "self._idle_timer, self.artim_timer = _Timer(60), _Timer(30)",
+            "self._idle_timer, self.artim_timer = Timer(60), Timer(30)",
         ),
         "test_clock.py",
         "== SUCCESS",
@@ -193,6 +192,13 @@ BROKEN = [
         chosen=("-k", "hangs"),
     ),
 ]
+
+
+def test_every_mutation_finds_its_place(tmp_path: Path) -> None:
+    """Those, too, that only the long form runs."""
+    for number, broken in enumerate(BROKEN):
+        changes = [broken.change] if broken.also is None else [broken.change, broken.also]
+        variant(tmp_path / str(number), *changes)
 
 
 @pytest.mark.parametrize(

@@ -503,7 +503,6 @@ def test_a_hostile_pdu_ends_its_association_alone(hard_pressed: Service, what: s
         ("a command that is noise", "PS3.7"),
         ("a data set without a command", "PS3.7"),
         ("a command without end", "PS3.7"),
-        ("ten thousand requests at once", "PS3.7"),
         ("an unknown context", "fits no accepted context"),
     ],
 )

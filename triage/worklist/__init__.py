@@ -6,8 +6,9 @@ transaction; what it returns is a value without ties to the database.
 
 import datetime as dt
 import random
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,9 @@ class Worklist:
         self.sessions = Sessions(self._transaction, self.accounts)
         self._reading = open_engine(url, create=False)
         self._writing = self._reading.execution_options(**{WRITE: True})
+        # SQLite's writers sleep for up to 0.1 s and try again; threads can take turns instead.
+        single = self._reading.dialect.name == "sqlite"
+        self._turn: AbstractContextManager[Any] = threading.Lock() if single else nullcontext()
         self.commitments = Commitments(self._transaction)
         self.retrainings = Retrainings(self._transaction)
         self.learning = Learning(self._transaction)
@@ -435,7 +439,11 @@ class Worklist:
         """One transaction; database failures leave as :class:`WorklistError`."""
         try:
             engine = self._writing if write else self._reading
-            with Session(engine, info=self._info) as session, session.begin():
+            with (
+                self._turn if write else nullcontext(),
+                Session(engine, info=self._info) as session,
+                session.begin(),
+            ):
                 yield session
         except IntegrityError:
             raise
