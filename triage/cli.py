@@ -223,6 +223,7 @@ def readings() -> None:
 def readings_import(config: Config, file: Path, *, dry_run: bool) -> None:
     """Take readings from a CSV file, such as labels from reports: all lines or none."""
     from triage import app
+    from triage.errors import BadImport
 
     try:
         # The mark that some programs put before UTF-8 is none of the heading.
@@ -230,6 +231,10 @@ def readings_import(config: Config, file: Path, *, dry_run: bool) -> None:
             reports = app.worklist(config).readings.take(lines, OPERATOR, dry_run=dry_run)
     except OSError as error:
         raise TriageError(f"{file} cannot be read: {error.strerror}") from error
+    except BadImport as error:
+        for line, problem in error.lines:
+            click.echo(f"line {line}: {problem}")
+        raise
     wrong = [report for report in reports if report.problem]
     for report in wrong:
         click.echo(f"line {report.line}: {_printable(report.sop_instance_uid)}: {report.problem}")

@@ -512,10 +512,10 @@ async def import_readings(
         async for chunk in request.stream():
             kept.write(chunk)
         kept.seek(0)
+        if b"\0" in (first := kept.read(4_096)) or not first:
+            raise BadImport("the body is no CSV in UTF-8")
+        kept.seek(0)
         lines = TextIOWrapper(kept, encoding="utf-8-sig", newline="")
-        if "\0" in (first := lines.read(4_096)) or not first:
-            raise BadImport("the body is no CSV")
-        lines.seek(0)
         reports = await run_in_threadpool(
             _worklist(request).readings.take, lines, user.name, dry_run=dry_run
         )
