@@ -207,7 +207,11 @@ def read(config: Config, uid: str, verdict: Any, reader: str) -> None:
         said = Said(verdict, reader.strip())
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--reader") from error
-    _, item = app.worklist(config).readings.add(uid, said)
+    with (
+        app.telemetry_of(config, "command") as telemetry,
+        telemetry.step("read", uid, verdict=said.verdict),
+    ):
+        _, item = app.worklist(config).readings.add(uid, said)
     click.echo(f"{uid} is {item.state}")
 
 

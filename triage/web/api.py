@@ -332,21 +332,24 @@ def read(
         if idempotency_key is None
         else Once.of(idempotency_key, uid, said.model_dump(mode="json"))
     )
-    reading, after = worklist.readings.add(
-        uid,
-        Said(
-            said.verdict,
-            user.name,
-            said.comment,
-            None if said.location is None else (said.location.x, said.location.y),
-            said.adjudicates,
-            "page",
-        ),
-        # What does not match any revision of ours never will.
-        revision=item.revision if if_match == "*" else _revision(uid, if_match),
-        once=once,
-        undo=UNDO,
-    )
+    telemetry = request.app.state.site.telemetry
+    with telemetry.step("read", uid, verdict=said.verdict):
+        reading, after = worklist.readings.add(
+            uid,
+            Said(
+                said.verdict,
+                user.name,
+                said.comment,
+                None if said.location is None else (said.location.x, said.location.y),
+                said.adjudicates,
+                "page",
+            ),
+            # What does not match any revision of ours never will.
+            revision=item.revision if if_match == "*" else _revision(uid, if_match),
+            once=once,
+            undo=UNDO,
+        )
+    telemetry.readings.labels(said.verdict).inc()
     response.headers["ETag"] = etag(after)
     (visible,) = _shown(request, user, [after])
     return ReadOut(reading=_reading(reading), item=visible, undo_seconds=UNDO.seconds)

@@ -29,6 +29,7 @@ from triage.worklist.items import State, WorklistItem, find, place, shown, unkno
 from triage.worklist.journal import journal as _journal
 from triage.worklist.journal import now as _now
 from triage.worklist.learning import Learning
+from triage.worklist.levels import Gauges
 from triage.worklist.queries import Queries
 from triage.worklist.readings import Readings
 from triage.worklist.retention import Retention
@@ -129,6 +130,7 @@ class Worklist:
     shadows : Shadows
     drifts : Drifts
     retention : Retention
+    gauges : Gauges
 
     Raises
     ------
@@ -161,6 +163,7 @@ class Worklist:
         self.shadows = Shadows(self._transaction)
         self.drifts = Drifts(self._transaction)
         self.retention = Retention(self._transaction)
+        self.gauges = Gauges(self._transaction, self.deliveries)
         try:
             require_current(self._reading)
         except WorklistError:
