@@ -11,8 +11,8 @@ APT := $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 # A command of each Debian package that the tests need, and the packages.
-PROGRAMS := dcmsend dciodvfy pg_lsclusters ps /usr/sbin/Orthanc openssl chromium strace faketime systemd-analyze
-PACKAGES := dcmtk dicom3tools postgresql procps orthanc openssl chromium strace faketime systemd
+PROGRAMS := dcmsend dciodvfy pg_lsclusters ps /usr/sbin/Orthanc openssl chromium strace faketime systemd-analyze promtool
+PACKAGES := dcmtk dicom3tools postgresql procps orthanc openssl chromium strace faketime systemd prometheus
 
 .PHONY: demo test lint pytest faults bench audit story samples clean
 
