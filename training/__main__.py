@@ -232,6 +232,41 @@ def novelty(data: Path, out: Path, model: Path | None, seed: int) -> None:
 
 
 @main.command()
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder that the version was trained on.",
+)
+@click.option(
+    "--model",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    help="Folder of the model version.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    help="File for sites that retrain this version and do not have its data.",
+)
+@click.option("--pictures", type=click.IntRange(min=2), default=1000, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=1, show_default=True)
+def subsample(data: Path, model: Path, out: Path, pictures: int, seed: int) -> None:
+    """Store some of the pictures that a version was trained on, to be rehearsed elsewhere."""
+    from training.rehearsal import rehearsal, store
+    from triage.registry import ModelVersion
+
+    version = ModelVersion.load(model)
+    drawn = rehearsal(data, version, pictures, seed)
+    store(drawn, version, out)
+    click.echo(
+        f"{len(drawn.labels)} pictures that {version.version} was trained on are in {out}, for "
+        "TRIAGE_RETRAIN_BASE_DATA. It shows radiographs: keep it where they may be kept."
+    )
+
+
+@main.command()
 @click.option("--challenger", required=True, help="A model version of the registry.")
 @click.option(
     "--exam",

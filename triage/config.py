@@ -494,7 +494,7 @@ class Config(BaseModel):
     )
     retrain_base_data: OptionalPath = Field(
         default=None,
-        description="Labelled folder that the champion was trained on, to be rehearsed.",
+        description="What the champion was trained on, to be rehearsed: folder or subsample.",
     )
     retrain_pictures: int = Field(
         default=1_000,
