@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from triage import __version__
 from triage.config import (
     Config,
     DicomDestination,
@@ -37,6 +38,7 @@ from triage.telemetry import Telemetry
 from triage.worklist import Worklist
 from triage.worklist.accounts import FIRST_OPERATOR
 from triage.worklist.deliveries import ResultKind, Route
+from triage.worklist.parts import EVERY, Parts
 from triage.worklist.schema import HEAD, migrate, open_engine
 
 if TYPE_CHECKING:
@@ -792,6 +794,12 @@ def _register(config: Config, role: str, telemetry: Telemetry, ends: ExitStack) 
         telemetry.registry.register(Queues(with_database.gauges))
 
 
+SAY_LATER = 1.0
+"""Seconds after which a part first says that it runs: its work begins before."""
+
+LAST_WORD = 2.0
+"""Seconds that saying that it ends may hold up the end of a part."""
+
 _LATER = {"web": 2.0}
 """Seconds by which a part lets the others go first: consoles are not to wait for the page."""
 
@@ -814,7 +822,8 @@ def serve(config: Config, roles: Sequence[str], *, supervised: bool) -> None:
     else:
         prepare(config)
     if len(roles) == 1:
-        ROLES[roles[0]](config, stop)
+        with _heard_of(config, roles[0]):
+            ROLES[roles[0]](config, stop)
         return
     # Else a process with nothing to do.
     has_work = {
@@ -873,6 +882,50 @@ def _quality(model: ModelVersion) -> "Quality | None":
     if not {NOVELTY, QUALITY} <= set(model.description["files"]):
         return None
     return Quality.load(model.folder / QUALITY, Novelty.load(model.folder / NOVELTY))
+
+
+@contextmanager
+def _heard_of(config: Config, role: str) -> Iterator[None]:
+    """Say from a thread of its own that this part runs, for as long as it does."""
+    ended = threading.Event()
+    node, process = socket.gethostname(), os.getpid()
+
+    def say(parts: Parts) -> None:
+        parts.begin(node, role, process, __version__, _process_is_there)
+        while not ended.wait(EVERY.total_seconds()):
+            if not parts.beat(node, role, process):
+                parts.begin(node, role, process, __version__, _process_is_there)
+        parts.end(node, role, process)
+
+    def keep_saying() -> None:
+        pause = SAY_LATER
+        while not ended.wait(pause):
+            # A database that is away is told of by who needs it.
+            with suppress(WorklistError):
+                with_database = worklist(config)
+                try:
+                    say(with_database.parts)
+                finally:
+                    with_database.close()
+            pause = EVERY.total_seconds()
+
+    thread = threading.Thread(target=keep_saying, name="heard-of", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(LAST_WORD)
+
+
+def _process_is_there(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from triage.web.signin import Viewer, require
 from triage.worklist import State, Worklist, WorklistItem
 from triage.worklist.accounts import Role, User
 from triage.worklist.audit import Action
+from triage.worklist.deliveries import DeliveryState
 from triage.worklist.drifts import Measure
 from triage.worklist.queries import MOST, Filter, Moved
 from triage.worklist.readings import EXPORTED, LONGEST_COMMENT, UNDO, Once, ReadingRecord, Said
@@ -35,6 +36,10 @@ Reader = Annotated[User, Depends(require(Role.READER))]
 Operator = Annotated[User, Depends(require(Role.OPERATOR))]
 
 Uid = Annotated[str, Path(max_length=64, pattern=r"^[0-9.]+$", description="SOP Instance UID")]
+
+
+MOST_PARKED = 50
+"""Parked deliveries that the operator's view lists; the command lists all."""
 
 
 class _Answer(BaseModel):
@@ -206,10 +211,16 @@ class DriftOut(_Answer):
 class OperationsOut(_Answer):
     """The operator's view."""
 
+    parts: list[dict[str, Any]]
+    """The service's processes, on all nodes; `runs` is false for one that has fallen silent."""
+    missing: list[str]
+    """Parts that no node runs, though exams need them."""
     model_version: str | None
     counts: dict[str, int]
     oldest_waiting: dt.datetime | None
     deliveries: list[dict[str, Any]]
+    parked: list[dict[str, Any]]
+    """Deliveries that were given up, the newest first; at most 50."""
     commitments: dict[str, int]
     shadow: dict[str, Any] | None
     """What the challenger in shadow says, if there is one."""
@@ -456,14 +467,21 @@ def drift(
 
 @router.get("/operations", responses=_SIGNED_IN)
 def operations(request: Request, _user: Operator) -> OperationsOut:
-    """Queues, parked deliveries, the model and the disk."""
+    """Parts, queues, parked deliveries, the model and the disk."""
     site, worklist = request.app.state.site, _worklist(request)
     disk = shutil.disk_usage(site.config.home)
+    parts = worklist.parts.records()
+    needed = ["receive", "score", *(["deliver"] if site.config.destinations else [])]
     return OperationsOut(
+        parts=[_plain(each) for each in parts],
+        missing=[role for role in needed if not any(p.runs and p.role == role for p in parts)],
         model_version=site.models.aliases().get(CHAMPION),
         counts={str(state): count for state, count in worklist.counts().items()},
         oldest_waiting=worklist.oldest_received(),
         deliveries=[_plain(each) for each in worklist.deliveries.backlogs()],
+        parked=[
+            _plain(each) for each in worklist.deliveries.records(DeliveryState.PARKED, MOST_PARKED)
+        ],
         commitments={str(s): n for s, n in worklist.commitments.counts().items()},
         shadow=_shadow(site.models.aliases(), worklist),
         drift=[alarm.as_json() for alarm in worklist.drifts.alarms()],
