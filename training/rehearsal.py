@@ -13,7 +13,6 @@ from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.model_selection import StratifiedGroupKFold
 
 from training.dataset import CLASSES, Snapshot, read_folder
 from triage.arrays import HalfArray
@@ -74,7 +73,9 @@ def rehearsal(data: Path, trained: ModelVersion, number: int, seed: int) -> Rehe
     if data.is_file():
         return _of_file(data, trained, number, seed)
     snapshot = read_folder(data)
-    seen = _trained_rows(snapshot, trained)
+    # What any fold that it may be has held out is spared.
+    held = snapshot.held_out(trained.description)
+    seen = np.setdiff1d(np.arange(len(snapshot.cases)), np.concatenate([[], *held]))
     chosen = seen[_drawn(snapshot.labels[seen], number, seed)]
     part = Snapshot(tuple(snapshot.cases[row] for row in chosen))
     return Rehearsal(
@@ -186,38 +187,3 @@ def _seen(trained: ModelVersion) -> dict[str, Any]:
         "parts": {name: told["data"]["parts"][name] for name in sorted(told["data"]["parts"])},
         **{name: told["training"].get(name) for name in ("seed", "folds", "fold")},
     }
-
-
-def _trained_rows(snapshot: Snapshot, trained: ModelVersion) -> Rows:
-    """Rows of the patients that a version was trained or validated on."""
-    told = trained.description
-    if told["data"]["snapshot"] != snapshot.digest:
-        raise DataError(
-            f"{trained.version} was not trained on this base data (snapshot differs): name the "
-            "folder that it was trained on"
-        )
-    seed, parts = int(told["training"]["seed"]), told["data"]["parts"]
-    everybody = np.arange(len(snapshot.cases))
-    if "held_out" not in parts:
-        return everybody
-    if "validation" in parts:
-        split = snapshot.split(seed)
-        return np.sort(np.concatenate([split["train"], split["validation"]]))
-    # Of a cross-validation's fold. If it is not told which: never what any that it may be has
-    # held out.
-    folds = StratifiedGroupKFold(int(told["training"]["folds"]), shuffle=True, random_state=seed)
-    labels, patients = snapshot.labels, snapshot.patients
-    fold = told["training"].get("fold")
-    held = [
-        rows
-        for number, (_, rows) in enumerate(folds.split(labels, labels, patients), 1)
-        if fold in {None, number}
-        and all(
-            int((labels[rows] == label).sum()) == parts["held_out"][name]
-            for label, name in enumerate(CLASSES)
-        )
-        and len(np.unique(patients[rows])) == parts["held_out"]["patients"]
-    ]
-    if not held:
-        raise DataError(f"what {trained.version} held out is not known: rehearsal would leak it")
-    return np.setdiff1d(everybody, np.concatenate(held))

@@ -22,6 +22,7 @@ from tests.conftest import ROOT, SAMPLES, Service, free_port, wait_for
 from tests.versions import another
 from training.__main__ import main as training
 from training.retrain import main as retrain
+from triage.card import card
 from triage.cli import main
 from triage.config import Config
 from triage.identity import Instance
@@ -569,6 +570,7 @@ def test_models_travel_and_are_promoted_by_commands(served: Service, tmp_path: P
     shown = works(served, "models", "show", version)
     for word in ("challenger", champion, "parent", "threshold", "approved             no"):
         assert word in shown
+    assert card(Registry(served.home / "models").version(version)) in f"{shown}\n"
     assert json.loads(works(served, "models", "show", version, "--json"))["version"] == version
     assert "0.1235" in works(served, "models", "compare", champion, version)
     assert "has not compared" in fails(served, 1, "models", "approve", version)

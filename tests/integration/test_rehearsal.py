@@ -40,6 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def version(snapshot: str, parts: dict[str, Any], **training: int) -> ModelVersion:
     """A version that tells what it was trained on."""
     told = {
+        "version": "v",
         "data": {"snapshot": snapshot, "parts": parts},
         "training": {"seed": SEED, **training},
     }
@@ -90,6 +91,23 @@ def test_what_any_fold_may_have_held_out_is_never_rehearsed(folder: Path) -> Non
         alike = [other for _, other in splits if counted(snapshot, other) == parts["held_out"]]
         spared = {p for other in alike for p in snapshot.patients[other]}
         assert set(rehearsed.patients) == set(snapshot.patients) - spared
+
+
+def test_patients_that_were_never_seen_are_of_the_fold_that_is_told(folder: Path) -> None:
+    """Where it is not told and two folds may be meant, nobody is said to be unseen."""
+    snapshot = read_folder(folder)
+    folds = StratifiedGroupKFold(4, shuffle=True, random_state=SEED)
+    splits = list(folds.split(snapshot.labels, snapshot.labels, snapshot.patients))
+    counts = [counted(snapshot, held) for _, held in splits]
+    for number, (rest, held) in enumerate(splits, 1):
+        parts = {"train": counted(snapshot, rest), "held_out": counted(snapshot, held)}
+        told = version(snapshot.digest, parts, folds=4, fold=number).description
+        assert snapshot.never_seen(told).tolist() == held.tolist()
+        untold = version(snapshot.digest, parts, folds=4).description
+        if counts.count(parts["held_out"]) > 1:
+            with pytest.raises(DataError, match="does not tell which"):
+                snapshot.never_seen(untold)
+    assert len(snapshot.never_seen(version(snapshot.digest, {"train": {}}).description)) == 0
 
 
 def test_other_base_data_and_unknown_held_out_patients_are_refused(folder: Path) -> None:
@@ -158,5 +176,5 @@ def test_the_command_stores_what_the_bundled_version_was_not_trained_on_never(
     arguments = ["subsample", "--data", str(folder), "--model", str(bundled), "--out", str(out)]
     done = CliRunner().invoke(main, arguments)
     assert isinstance(done.exception, DataError)
-    assert "was not trained on this base data" in str(done.exception)
+    assert "was not trained on these data" in str(done.exception)
     assert not out.exists()
