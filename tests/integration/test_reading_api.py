@@ -190,6 +190,22 @@ def test_only_ones_own_reading_is_taken_back_and_only_once(
     assert reading.withdrawn_at is not None
 
 
+def test_whatever_shows_exams_is_in_the_audit_trail(one: Desk, worklist: Worklist) -> None:
+    """The list, an exam, others of its patient, disagreements, live rows; what was typed is not."""
+    began = len(list(worklist.audit.records()))
+    for path in ("items?q=Miller", "items/1.1", "items/1.1/priors", "adjudication", "statistics"):
+        assert one.get(f"/api/v1/{path}").status_code == 200
+    with one.stream("GET", "/api/v1/live") as stream:
+        next(events(stream))
+    said = list(worklist.audit.records())[began:]
+    assert {each.actor for each in said} == {"one"}
+    assert [(each.action, each.subject) for each in said] == [
+        ("SAW_LIST", ""), ("SAW_EXAM", "1.1"), ("SAW_LIST", "1.1"), ("SAW_LIST", ""),
+        ("SAW_STATISTICS", ""), ("SAW_LIST", ""),
+    ]  # fmt: skip
+    assert "Miller" not in str([each.as_json() for each in said])
+
+
 # Live rows
 
 

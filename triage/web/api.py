@@ -6,6 +6,7 @@ random sample stays hidden from whoever has not read it, on every route.
 
 import datetime as dt
 import shutil
+from asyncio import to_thread
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from io import TextIOWrapper
 from tempfile import SpooledTemporaryFile
@@ -316,6 +317,7 @@ def exam(request: Request, response: Response, user: Viewer, uid: Uid) -> ExamOu
 def priors(request: Request, user: Viewer, uid: Uid) -> ItemsOut:
     """Other items of the same patient, the newest first."""
     found = _worklist(request).queries.priors(_uid(uid))
+    _audit(request, user, Action.SAW_LIST, uid, {"priors": len(found)})
     return ItemsOut(items=_shown(request, user, found))
 
 
@@ -393,6 +395,7 @@ def adjudication(
 ) -> PageOut:
     """Items on which two readers differ, and nobody has adjudicated."""
     page = _worklist(request).queries.page(Filter(disagreement=True), limit, cursor, user.name)
+    _audit(request, user, Action.SAW_LIST, detail={"adjudication": True})
     return PageOut(items=_shown(request, user, page.items), next=page.next)
 
 
@@ -509,6 +512,7 @@ async def live(
         (visible,) = _shown(request, user, [moved.item])
         return visible.model_dump(mode="json")
 
+    await to_thread(_audit, request, user, Action.SAW_LIST, detail={"live": True})
     stream: AsyncIterator[bytes] = request.app.state.live.stream(last_event_id, row)
     return StreamingResponse(stream, media_type="text/event-stream")
 

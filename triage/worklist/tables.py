@@ -173,8 +173,17 @@ class ItemNote(Base):
     code: Mapped[str] = mapped_column(String(64), primary_key=True)
     unread: Mapped[bool] = mapped_column(Boolean)
     rank_at: Mapped[dt.datetime] = mapped_column(UtcDateTime)
+    modality: Mapped[str] = mapped_column(String(64), server_default=text("''"))
+    view_position: Mapped[str] = mapped_column(String(64), server_default=text("''"))
+    calling_ae_title: Mapped[str] = mapped_column(String(16), server_default=text("''"))
+    """These three never change, and are filtered by together with a note."""
 
-    __table_args__ = (Index("ix_item_notes_order", "code", unread.desc(), "rank_at", "item_id"),)
+    __table_args__ = (
+        Index(
+            "ix_item_notes_order", "code", unread.desc(), "rank_at", "item_id",
+            "modality", "view_position", "calling_ae_title",
+        ),
+    )  # fmt: skip
 
 
 class ScoreRecord(Base):

@@ -95,7 +95,7 @@ function show({ days, waits, agreement, consoles: perConsole, scores, reasons },
     }),
     bars({
       title: "Waiting until first read", caption: "By the urgency that the exam has. The bar is the median of those that were read; the last two columns are of exams that still wait.",
-      heads: ["Urgency", "read", "median", "90 %", "longest", "unread", "longest"], empty: "No exam came in these days.", lengths: shares(waits.map((row) => row.median_minutes)),
+      heads: ["Urgency", "read", "median", "90 %", "longest", "now unread", "longest"], empty: "No exam came in these days.", lengths: shares(waits.map((row) => row.median_minutes)),
       rows: waits.map((row) => [row.urgency, row.read, ...[row.median_minutes, row.p90_minutes, row.longest_minutes].map(minutes), row.unread, minutes(row.waiting_minutes)]),
     }),
     bars({

@@ -6,6 +6,11 @@ import { clock, duration, make } from "./words.js";
 const place = document.getElementById("panels");
 
 const part = (title, ...content) => make("section", { class: "part" }, make("h2", { text: title }), ...content);
+const wide = (...content) => {
+  const made = part(...content);
+  made.classList.add("wide");
+  return made;
+};
 const state = (good, words) => make("span", { class: `state ${good ? "good" : "bad"}` }, make("i", { "aria-hidden": "true" }), words);
 const gigabytes = (bytes) => `${(bytes / 1e9).toFixed(1)} GB`;
 
@@ -56,7 +61,7 @@ function parked(rows) {
   if (!rows.length) return [];
   const exam = (row) => make("a", { href: `/exams/${encodeURIComponent(row.sop_instance_uid)}`, class: "mono", text: row.sop_instance_uid });
   return [
-    part(
+    wide(
       "Parked deliveries",
       make("p", { class: "small", text: "The newest, at most 50. They stay until triage deliveries retry makes them wait again." }),
       table("Parked deliveries", rows, [["No.", (row) => String(row.id)], ["destination", (row) => row.destination], ["what", (row) => row.kind.toLowerCase().replaceAll("_", " ")], ["exam", exam], ["attempts", (row) => String(row.attempts), true], ["why", (row) => row.error]]),
