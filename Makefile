@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 
 # A command of each Debian package that the tests need, and the packages.
 PROGRAMS := dcmsend dciodvfy pg_lsclusters ps /usr/sbin/Orthanc openssl chromium strace faketime systemd-analyze promtool
-PACKAGES := dcmtk dicom3tools postgresql procps orthanc openssl chromium strace faketime systemd prometheus
+PACKAGES := dcmtk dicom3tools postgresql procps orthanc orthanc-python openssl chromium strace faketime systemd prometheus
 
 .PHONY: demo test lint pytest faults bench audit story champion samples clean
 

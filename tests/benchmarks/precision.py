@@ -1,5 +1,7 @@
 """What less precise arithmetic would cost and save, on patients that the model never saw.
 
+    python -m tests.benchmarks.precision
+
 int8 needs NNCF (``pip install nncf``), which no other part of this project does: without it,
 its rows are left out. Needs the Kermany data set, as the acceptance tests do.
 """
@@ -60,6 +62,7 @@ def arithmetic() -> None:
         request = core.compile_model(network_, "CPU", hints).create_infer_request()
         found[name] = _judged(request.infer, pictures)
     plain = found["float32"][0]
+    click.echo("| arithmetic | median | range | pictures | |\n|---|---|---|---|---|")
     for name, (said, times) in found.items():
         changed = np.mean((said >= model.threshold) != (plain >= model.threshold))
         click.echo(
@@ -83,3 +86,7 @@ def _judged(
         times[number] = (time.perf_counter() - began) * 1000
         said[number] = next(v for k, v in outputs.items() if v.ndim == 2)[0, 0]  # type: ignore[attr-defined]
     return said, times
+
+
+if __name__ == "__main__":
+    arithmetic()
