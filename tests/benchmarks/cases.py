@@ -196,13 +196,13 @@ def recorded() -> dict[str, float]:
     return json.loads(RECORD.read_text()) if RECORD.exists() else {}
 
 
-def keep(runs: Iterable[Run], path: Path = RECORD) -> None:
+def keep(runs: Iterable[Run]) -> None:
     """Write what was measured into the record, in the place of what it had of it before."""
     runs = list(runs)
     names = tuple(f"{run.name} | " for run in runs)
     kept = {key: ratio for key, ratio in recorded().items() if not key.startswith(names)}
     kept |= {f"{run.name} | {key}": round(v, 3) for run in runs for key, v in run.ratios.items()}
-    path.write_text(json.dumps(dict(sorted(kept.items())), indent=1) + "\n")
+    RECORD.write_text(json.dumps(dict(sorted(kept.items())), indent=1) + "\n")
 
 
 def _short(value: float) -> str:
