@@ -278,11 +278,11 @@ def _consoles(session: Session, within: list[ColumnElement[bool]]) -> Iterable[C
     said = {
         title: (int(read), int(agreed))
         for title, read, agreed in session.execute(
-            select(Item.calling_ae_title, func.count(), _count(agrees))
+            select(title_of, func.count(), _count(agrees))
             .join(Reading, Reading.item_id == Item.id)
             .outerjoin(Withdrawal, Withdrawal.reading_id == Reading.id)
             .where(*within, Withdrawal.reading_id.is_(None))
-            .group_by(Item.calling_ae_title)
+            .group_by(title_of)
         )
     }
     for title, received, scored, flagged, not_scored in rows:
