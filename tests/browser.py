@@ -38,6 +38,9 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 SCRIPT = "<script>hacked()</script>^<iframe src>"
 """A Patient's Name as a hostile console would send it; run, it would be an error to hear of."""
 
+VIEWER = "https://viewer.invalid/open?study={study_instance_uid}&accession={accession_number}"
+"""The site's own."""
+
 EXAMS = 1_000
 
 MEMORY = Path("/dev/shm")
@@ -248,7 +251,7 @@ def served(home: Path, free_port: Callable[[], int], exams: int = EXAMS) -> Iter
 @contextmanager
 def _served(home: Path, free_port: Callable[[], int], exams: int) -> Iterator[Service]:
     filled(Config(home=home), exams)
-    service = Service(home, free_port(), {"TRIAGE_BLIND_SAMPLE": "0"})
+    service = Service(home, free_port(), {"TRIAGE_BLIND_SAMPLE": "0", "TRIAGE_VIEWER_URL": VIEWER})
     service.start(wait=False)
     try:
         wait_for(service.answers, 120)

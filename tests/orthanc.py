@@ -21,13 +21,20 @@ class Orthanc:
         Its files; made if it is not there.
     modalities : mapping of str to Destination, optional
         Whom it knows, by the names in its REST interface.
+    settings : mapping, optional
+        More of its settings.
     """
 
-    def __init__(self, folder: Path, modalities: Mapping[str, Destination] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        modalities: Mapping[str, Destination] | None = None,
+        settings: Mapping[str, object] | None = None,
+    ) -> None:
         folder.mkdir(exist_ok=True)
         self.dicom_port, self.http_port, self._folder = free_port(), free_port(), folder
         self._process: subprocess.Popen[bytes] | None = None
-        settings = {
+        merged = {
             "Name": "PACS",
             "StorageDirectory": str(folder / "storage"),
             "IndexDirectory": str(folder / "storage"),
@@ -44,8 +51,9 @@ class Orthanc:
                 name: {"AET": there.ae_title, "Host": there.host, "Port": there.port}
                 for name, there in (modalities or {}).items()
             },
+            **(settings or {}),
         }
-        (folder / "orthanc.json").write_text(json.dumps(settings))
+        (folder / "orthanc.json").write_text(json.dumps(merged))
 
     def start(self) -> None:
         """Start it and wait for its C-ECHO."""

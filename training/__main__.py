@@ -4,6 +4,7 @@ import datetime as dt
 import logging
 import os
 import sys
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -232,6 +233,41 @@ def novelty(data: Path, out: Path, model: Path | None, seed: int) -> None:
 
 
 @main.command()
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder that the version was trained on.",
+)
+@click.option(
+    "--model",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    help="Folder of the model version.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    help="File for sites that retrain this version and do not have its data.",
+)
+@click.option("--pictures", type=click.IntRange(min=2), default=1000, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=1, show_default=True)
+def subsample(data: Path, model: Path, out: Path, pictures: int, seed: int) -> None:
+    """Store some of the pictures that a version was trained on, to be rehearsed elsewhere."""
+    from training.rehearsal import rehearsal, store
+    from triage.registry import ModelVersion
+
+    version = ModelVersion.load(model)
+    drawn = rehearsal(data, version, pictures, seed)
+    store(drawn, version, out)
+    click.echo(
+        f"{len(drawn.labels)} pictures that {version.version} was trained on are in {out}, for "
+        "TRIAGE_RETRAIN_BASE_DATA. It shows radiographs: keep it where they may be kept."
+    )
+
+
+@main.command()
 @click.option("--challenger", required=True, help="A model version of the registry.")
 @click.option(
     "--exam",
@@ -365,20 +401,45 @@ def fleet_refresh(folder: Path, keys: Path) -> None:
     type=click.Path(path_type=Path, dir_okay=False),
     help="Markdown file to write; else it is printed.",
 )
+@click.option(
+    "--into",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder that becomes a version of its own, with the same network, whose card tells "
+    "what was found.",
+)
+@click.option(
+    "--seen",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="With --into: TOML file with the names of the worst failures and, of each, what a person "
+    "sees on it.",
+)
 def stress(
-    data: Path, model: Path, crossvalidated: Path | None, pictures: int, out: Path | None
+    data: Path,
+    model: Path,
+    crossvalidated: Path | None,
+    pictures: int,
+    out: Path | None,
+    into: Path | None,
+    seen: Path | None,
 ) -> None:
     """Judge the radiographs as other consoles would send them, and without lungs."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from training.dataset import read_folder
+    from training.stress import report
     from triage.registry import ModelVersion
 
+    if seen is not None and into is None:
+        raise click.UsageError("--seen needs --into")
+    words = {} if seen is None else _seen(seen)
     version = ModelVersion.load(model)
     snapshot = read_folder(data)
     from training import champion
+    from training.versions import check_findings, with_findings
 
+    if into is not None:
+        check_findings(version, words, into)
     arrays = _read(snapshot)
-    text = champion.stress(
+    found = champion.stress(
         snapshot,
         arrays,
         version,
@@ -386,11 +447,27 @@ def stress(
         pictures,
         lambda name: click.echo(name, err=True),
     )
+    name = version.version
+    if into is not None:
+        name = with_findings(model, found.summary(), words, into)["version"]
+        click.echo(f"{name} is in {into}", err=True)
+    text = report(name, found)
     if out is None:
         click.echo(text)
     else:
         out.write_text(text, "utf-8")
-        click.echo(f"{version.version}: the table is in {out}")
+        click.echo(f"{name}: the table is in {out}")
+
+
+def _seen(file: Path) -> dict[str, str]:
+    """What a person sees on pictures, by name."""
+    try:
+        told = tomllib.loads(file.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"--seen {file} cannot be read ({error})") from error
+    if not all(isinstance(words, str) for words in told.values()):
+        raise DataError(f'--seen {file}: each line is "NAME OF A PICTURE" = "WORDS"')
+    return told
 
 
 @main.command()

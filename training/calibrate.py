@@ -87,20 +87,30 @@ def recalibrate(labels: Labels, logits: Logits, weights: npt.NDArray[np.float64]
     return Calibration(float(found.x[0]), float(found.x[1]))
 
 
+MAY_LOSE = 0.05
+"""Share of the diseased cases that a threshold may lose against another model's flags before it
+is lowered: the loss that the gate takes by default. One label alone never lowers it."""
+
+
 def no_worse_threshold(
     labels: Labels,
     weights: npt.NDArray[np.float64],
     flagged: npt.NDArray[np.bool_],
     probabilities: Probabilities,
-    wanted: float,
+    risk: float,
 ) -> float:
-    """A threshold that is no worse than another model's flags on the same cases.
+    """A threshold at a known risk, moved where it would be worse than another model's flags.
 
-    Of the thresholds that lose neither sensitivity nor specificity against the flags, the one
-    with the best mean of both, among those with the wanted sensitivity if there are any. If each
-    loses one of them, the highest that loses no sensitivity: a lost specificity costs time, a
-    lost sensitivity a finding. A wanted sensitivity alone would not do: one wrong label among
-    a few dozen diseased would put the threshold near 0.
+    Probabilities that were calibrated here mean the same as where the risk was chosen, on
+    thousands of patients. A few dozen cases, some of them read wrongly, cannot say better where
+    to flag: the lowest score of any that is called diseased is one reading. They can say that
+    findings are lost. So the threshold is
+
+    - the risk, or
+    - the highest at which no more than :data:`MAY_LOSE` of the diseased, or one case, are lost
+      against the flags, if that is lower, or
+    - the lowest that flags no more of the healthy than the flags do, if that is higher and loses
+      no diseased against the flags.
 
     Parameters
     ----------
@@ -108,35 +118,49 @@ def no_worse_threshold(
     weights : ndarray of float64, shape (cases,), above 0
     flagged : ndarray of bool, shape (cases,)
         By the other model.
-    probabilities : ndarray of float64, shape (cases,), 0 to 1
-    wanted : float
-        Sensitivity, 0 to 1.
+    probabilities : ndarray of float64, shape (cases,), 0 to 1, calibrated here
+    risk : float
+        The other model's threshold, 0 to 1.
 
     Returns
     -------
     float
-        Midway, in logits, between the lowest case that it flags and the next one below.
+        Above 0 and below 1; where it is not the risk, midway, in logits, between the lowest case
+        that it flags and the next one below.
     """
     ill, well = labels == 1, labels == 0
-    sensitive = float(weights[ill] @ flagged[ill] / weights[ill].sum())
-    specific = float(weights[well] @ ~flagged[well] / weights[well].sum())
-    candidates = np.unique(probabilities)
-    above = probabilities[np.newaxis] >= candidates[:, np.newaxis]
-    finds = above[:, ill] @ weights[ill] / weights[ill].sum()
-    spares = ~above[:, well] @ weights[well] / weights[well].sum()
-    keeps = finds >= sensitive - 1e-9
-    fine = keeps & (spares >= specific - 1e-9)
-    if (fine & (finds >= wanted)).any():
-        fine &= finds >= wanted
-    chosen = (
-        int(np.argmax(np.where(fine, finds + spares, -1.0)))
-        if fine.any()
-        else int(np.flatnonzero(keeps)[-1])
-    )
-    highest = float(candidates[chosen])
-    below = float(candidates[chosen - 1]) if chosen else 0.0
-    pair = logit(np.clip([below, highest], 1e-6, 1.0 - 1e-6))
-    return min(float(expit(pair.mean())), highest)
+    heavy, light = weights[ill] / weights[ill].sum(), weights[well] / weights[well].sum()
+
+    def lost(threshold: float) -> tuple[float, int]:
+        """Share and number of the diseased that are lost, less those that are gained."""
+        found = probabilities[ill] >= threshold
+        return (
+            float(heavy @ flagged[ill] - heavy @ found),
+            int(flagged[ill].sum()) - int(found.sum()),
+        )
+
+    def keeps(threshold: float) -> bool:
+        share, number = lost(threshold)
+        return share <= MAY_LOSE + 1e-9 or number <= 1
+
+    def spares(threshold: float) -> bool:
+        spared = light @ (probabilities[well] < threshold)
+        return bool(spared >= light @ ~flagged[well] - 1e-9)
+
+    ways = [_below(probabilities, float(case)) for case in np.unique(probabilities)]
+    if not keeps(risk):
+        return max(way for way in ways if way < risk and keeps(way))
+    if not spares(risk):
+        higher = (way for way in ways if way > risk and spares(way) and lost(way)[0] <= 1e-9)
+        return min(higher, default=risk)
+    return risk
+
+
+def _below(probabilities: Probabilities, case: float) -> float:
+    """The threshold midway, in logits, between a case and the next one below."""
+    lower = float(probabilities[probabilities < case].max(initial=0.0))
+    pair = logit(np.clip([lower, case], 1e-6, 1.0 - 1e-6))
+    return min(float(expit(pair.mean())), case)
 
 
 def choose_threshold(

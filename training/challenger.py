@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from training.calibrate import (
+    MAY_LOSE,
     calibration_figure,
     no_worse_threshold,
     recalibrate,
@@ -34,7 +35,6 @@ from training.dataset import CLASSES
 from training.evaluate import figures
 from training.exported import export, restore
 from training.finetune import RECIPE, Rate, balanced, go_on, new_trainee
-from training.fit import WANTED_SENSITIVITY
 from training.folds import bytes_of, whole
 from training.networks import FINE_TUNED
 from training.quality import fit_and_measure
@@ -199,7 +199,7 @@ def train(
         validation.weights,
         _probabilities(old, validation.arrays) >= champion.threshold,
         probabilities,
-        WANTED_SENSITIVITY,
+        champion.threshold,
     )
     # Rounded down, so that the case that set it stays flagged.
     threshold = float(np.floor(threshold * 1e6) / 1e6)
@@ -376,9 +376,9 @@ def _told(
         "output": "probability of pneumonia, calibrated on this site's validation part",
         "threshold": threshold,
         "threshold_rule": (
-            "best mean of sensitivity and specificity on the validation part, among thresholds "
-            "that lose neither against the parent, "
-            f"with sensitivity >= {WANTED_SENSITIVITY} where there are such"
+            "the parent's, a risk, on probabilities that were calibrated on the validation part; "
+            f"lowered where it would lose more than {MAY_LOSE} of its diseased and more than one "
+            "against the parent, raised where it would flag more of its healthy and loses none"
         ),
         "calibration": {
             "method": "Platt scaling with a prior at the parent's calibration, on the site's "

@@ -29,7 +29,7 @@ from training.efficientnet import EVIDENCE
 from training.evaluate import figures
 from training.exported import export, restore
 from training.finetune import RECIPE, reopened, train
-from training.fit import WANTED_SENSITIVITY, About, count_cases
+from training.fit import WANTED_SENSITIVITY, About
 from training.folds import (
     FOLD,
     FoldNetwork,
@@ -42,7 +42,7 @@ from training.folds import (
     whole,
 )
 from training.quality import fit_and_measure
-from training.stress import CHANGES, Judge, readable, report, some, table
+from training.stress import CHANGES, Findings, Judge, readable, some, table
 from training.versions import replace, seal
 from triage.errors import DataError
 from triage.network import Network, openvino
@@ -139,7 +139,7 @@ def fit_all(
             "attribution": about.attribution,
             "licence": about.licence,
             "snapshot": snapshot.digest,
-            "parts": {part: count_cases(snapshot.cases, rows) for part, rows in parts.items()},
+            "parts": {part: snapshot.count(rows) for part, rows in parts.items()},
         },
         "pretrained": {
             "name": "EfficientNet-Lite0, ImageNet",
@@ -349,8 +349,8 @@ def stress(
     crossvalidated: Path | None,
     count: int,
     tell: Callable[[str], None],
-) -> str:
-    """The robustness of a version, as Markdown; see :mod:`training.stress`.
+) -> Findings:
+    """The robustness of a version; see :mod:`training.stress`.
 
     Parameters
     ----------
@@ -370,8 +370,7 @@ def stress(
         The version was trained on other data, or nobody was held out and there is no
         cross-validation.
     """
-    if model.description["data"]["snapshot"] != snapshot.digest:
-        raise DataError(f"{model.version} was trained on other data: name those with --data")
+    unseen = snapshot.never_seen(model.description)
     seed = int(model.description["training"]["seed"])
     judge_rows: Judge
     if crossvalidated is not None:
@@ -380,7 +379,8 @@ def stress(
         calibration = calibrate(snapshot.labels, np.column_stack([judged.logits, judged.copies]))
         judge_rows = fold_judge(crossvalidated, plan, snapshot, calibration)
         rows = np.arange(len(snapshot.cases))
-    elif "held_out" in model.description["data"]["parts"]:
+    elif len(unseen):
+        # The version's own network, on patients that it never saw.
         network = Network(model)
 
         def judge_rows(
@@ -388,14 +388,14 @@ def stress(
         ) -> npt.NDArray[np.float64]:
             return np.array([network.score(picture).probability for picture in pictures])
 
-        rows = snapshot.split(seed)["held_out"]
+        rows = unseen
     else:
         raise DataError(
             f"{model.version} was trained on every patient: name its cross-validation with "
             "--crossvalidated"
         )
     rows = some(rows, snapshot.patients, count, seed)
-    found = table(
+    lines = table(
         rows,
         [arrays[row].astype(np.float32) for row in rows],
         snapshot.labels[rows],
@@ -405,8 +405,7 @@ def stress(
         seed,
         tell,
     )
-    shortcuts = readable(arrays, snapshot.labels, snapshot.patients)
-    return report(model.version, found, len(rows), shortcuts)
+    return Findings(len(rows), lines, readable(arrays, snapshot.labels, snapshot.patients))
 
 
 def bake(network: keras.Model, calibration: Calibration) -> None:

@@ -7,10 +7,10 @@ stand on two sides of a split.
 
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -117,6 +117,99 @@ class Snapshot:
                 raise DataError(f"the {part} part lacks a class: add cases of more patients")
         return parts
 
+    def folds(
+        self, count: int, seed: int
+    ) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+        """Rows to train on and rows to judge, for each fold of a cross-validation.
+
+        Raises
+        ------
+        DataError
+            A class has fewer patients than there are folds.
+        """
+        for label, name in enumerate(CLASSES):
+            patients = len({c.patient for c in self.cases if c.label == label})
+            if patients < count:
+                raise DataError(
+                    f"class {name} has {patients} patients; {count} folds need at least one "
+                    "each: add cases, or ask for fewer folds"
+                )
+        split = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
+        return [
+            (np.sort(rest), np.sort(held))
+            for rest, held in split.split(self.labels, self.labels, self.patients)
+        ]
+
+    def held_out(self, told: Mapping[str, Any]) -> list[npt.NDArray[np.int64]]:
+        """Rows that a version held out of its training.
+
+        Parameters
+        ----------
+        told : mapping
+            Of the version's ``model.json``.
+
+        Returns
+        -------
+        list of ndarray of int64
+            None if it was trained on everybody. Several if it is the network of a fold that it
+            does not tell: then one of them was held out, and on the others it was trained.
+
+        Raises
+        ------
+        DataError
+            It was trained on other data, or what it held out is not known.
+        """
+        if told["data"]["snapshot"] != self.digest:
+            raise DataError(
+                f"{told['version']} was not trained on these data (snapshot differs): name the "
+                "folder that it was trained on"
+            )
+        training, parts = told["training"], told["data"]["parts"]
+        seed = int(training["seed"])
+        if "held_out" not in parts:
+            return []
+        if "validation" in parts:
+            return [self.split(seed)["held_out"]]
+        fold = training.get("fold")
+        held = [
+            rows
+            for number, (_, rows) in enumerate(self.folds(int(training["folds"]), seed), 1)
+            if fold in {None, number} and self.count(rows) == parts["held_out"]
+        ]
+        if not held:
+            raise DataError(
+                f"what {told['version']} held out is not known: its model.json does not fit the "
+                "data, name another version"
+            )
+        return held
+
+    def never_seen(self, told: Mapping[str, Any]) -> npt.NDArray[np.int64]:
+        """Rows that a version certainly never saw.
+
+        Parameters
+        ----------
+        told : mapping
+            Of the version's ``model.json``.
+
+        Raises
+        ------
+        DataError
+            As in :meth:`held_out`, or the version does not tell which fold it held out.
+        """
+        held = self.held_out(told)
+        if len(held) > 1:
+            raise DataError(
+                f"{told['version']} does not tell which of {len(held)} folds it held out: name "
+                "another version"
+            )
+        return held[0] if held else np.array([], np.int64)
+
+    def count(self, rows: npt.NDArray[np.int64]) -> dict[str, int]:
+        """Patients, and pictures of each class, among some rows."""
+        chosen = [self.cases[row] for row in rows]
+        counts = {name: sum(c.label == label for c in chosen) for label, name in enumerate(CLASSES)}
+        return {"patients": len({case.patient for case in chosen}), **counts}
+
     def arrays(self, progress: Callable[[int], None]) -> npt.NDArray[np.float16]:
         """Normalized pictures, float16, shape (cases, 256, 256, 1), 0 to 1.
 
@@ -154,8 +247,9 @@ def read_folder(folder: Path) -> Snapshot:
     Raises
     ------
     DataError
-        A class folder is missing or empty, or a patient is in the folder of another split,
-        too. The published data number the patients of each split anew, and are not asked.
+        A class folder is missing or empty, a picture is in both classes, or a patient or a
+        picture is in the folder of another split, too. The published data number the patients
+        of each split anew, and are not asked about other splits.
     """
     if not folder.is_dir():
         raise DataError(f"--data {folder} is not a folder: name the one that holds train/")
@@ -173,21 +267,43 @@ def read_folder(folder: Path) -> Snapshot:
         for path in paths:
             name = path.relative_to(folder).as_posix()
             cases.append(Case(name, path, file_hash(path), patient_of(path.stem), label))
+    _agree(cases)
     if root != folder and not published(cases):
         _stand_apart(folder, cases)
     return Snapshot(tuple(sorted(cases, key=lambda case: case.name)))
 
 
+def _agree(cases: Sequence[Case]) -> None:
+    """Refuse a picture that is called normal and pneumonia."""
+    known: dict[str, Case] = {}
+    for case in cases:
+        other = known.setdefault(case.digest, case)
+        if other.label != case.label:
+            raise DataError(
+                f"one picture is in both classes: {other.name} and {case.name}: remove the one "
+                "that is wrong"
+            )
+
+
 def _stand_apart(folder: Path, cases: Sequence[Case]) -> None:
     """Refuse a layout whose other splits have patients of the training split."""
     trained = {case.patient: case.name for case in cases}
+    pictures = {case.digest: case.name for case in cases}
     for split in sorted(path for path in folder.iterdir() if path.name.lower() in OTHER_SPLITS):
         for path in sorted(split.rglob("*")):
-            patient = patient_of(path.stem)
-            if path.suffix.lower() in SUFFIXES and patient in trained:
+            if path.suffix.lower() not in SUFFIXES:
+                continue
+            name, patient = path.relative_to(folder).as_posix(), patient_of(path.stem)
+            if patient in trained:
                 raise DataError(
-                    f"one patient is in two splits: {path.relative_to(folder).as_posix()} and "
-                    f"{trained[patient]}: keep all pictures of a patient in one of them"
+                    f"one patient is in two splits: {name} and {trained[patient]}: keep all "
+                    "pictures of a patient in one of them"
+                )
+            digest = file_hash(path)
+            if digest in pictures:
+                raise DataError(
+                    f"one picture is in two splits: {name} and {pictures[digest]}: keep it in one "
+                    "of them"
                 )
 
 

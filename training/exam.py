@@ -104,14 +104,8 @@ def run_gate(
 def _trained(model: ModelVersion, folder: Path) -> frozenset[str]:
     """The patients that a version was trained and validated on."""
     snapshot = read_folder(folder)
-    if model.description["data"]["snapshot"] != snapshot.digest:
-        raise DataError(
-            f"{model.version} was not trained on {folder} (snapshot differs): name the folder that "
-            "it was trained on with --trained-on"
-        )
-    parts = snapshot.split(int(model.description["training"]["seed"]))
-    rows = np.concatenate([parts["train"], parts["validation"]])
-    return frozenset(snapshot.patients[rows].tolist())
+    unseen = snapshot.never_seen(model.description)
+    return frozenset(np.delete(snapshot.patients, unseen).tolist())
 
 
 def _lines(path: Path) -> frozenset[str]:

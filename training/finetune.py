@@ -201,7 +201,7 @@ def go_on(
         weighted_metrics=["accuracy"],
     )
     if checkpoint.history:
-        _take_over(network, load(folder / LAST))
+        _take_over(network, folder / LAST)
     done = len(checkpoint.history)
     if done < epochs:
         network.fit(
@@ -214,15 +214,39 @@ def go_on(
     return network, checkpoint.history
 
 
-def _take_over(network: keras.Model, saved: keras.Model) -> None:
+def _take_over(network: keras.Model, path: Path) -> None:
     """Give a network the weights and the optimizer's state of one that was saved.
 
     The saved one itself will not do: Keras forgets that its dropout computes in half precision.
     """
+    saved = _same(network, path)
     network.set_weights(saved.get_weights())
     network.optimizer.build(network.trainable_variables)
     for mine, theirs in zip(network.optimizer.variables, saved.optimizer.variables, strict=True):
         mine.assign(theirs)
+
+
+def _same(network: keras.Model, path: Path) -> keras.Model:
+    """The saved network, if it is of the same architecture."""
+    saved = load(path)
+    if [w.shape for w in saved.weights] != [w.shape for w in network.weights]:
+        raise DataError(
+            f"checkpoint {path} holds the weights of another architecture: remove {path.parent} "
+            "to start again"
+        )
+    return saved
+
+
+def sound(folder: Path) -> None:
+    """See that training can go on from a checkpoint, if there is one.
+
+    Raises
+    ------
+    DataError
+        It is damaged, or holds the weights of another architecture.
+    """
+    if (folder / HISTORY).exists() and _Checkpoint(folder, 0).history:
+        _same(new_trainee("float32"), folder / LAST)
 
 
 def reopened(folder: Path) -> tuple[keras.Model, list[dict[str, float]]]:

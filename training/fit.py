@@ -19,7 +19,7 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
-from training.dataset import CLASSES, Case, Part, Snapshot
+from training.dataset import Part, Snapshot
 from training.evaluate import figures, threshold_for
 from training.exported import WEIGHTS, export
 from training.networks import FINE_TUNED, build
@@ -261,7 +261,7 @@ def train(
     keras.utils.set_random_seed(run.seed)
     keras.config.set_dtype_policy(run.precision)
     if history:
-        model = _load_last(folder)
+        model = _load_last(folder, run.architecture)
     else:
         model = build(run.architecture)
         model.compile(keras.optimizers.SGD(), "binary_crossentropy", metrics=["accuracy"])
@@ -309,16 +309,22 @@ def open_checkpoint(folder: Path, run: Run) -> list[dict[str, float]]:
             f"checkpoint in {folder} is of another run (differs in {', '.join(changed)}): {advice}"
         )
     if history:
-        _load_last(folder)
+        _load_last(folder, run.architecture)
         _load_best(folder, run.architecture)
     return history
 
 
-def _load_last(folder: Path) -> keras.Model:
+def _load_last(folder: Path, architecture: str) -> keras.Model:
     """The network and optimizer as the last finished epoch left them."""
     path = folder / LAST
     with _damaged(path):
-        return keras.saving.load_model(path)
+        network = keras.saving.load_model(path)
+    if [w.shape for w in network.weights] != [w.shape for w in build(architecture).weights]:
+        raise DataError(
+            f"checkpoint {path} holds the weights of another architecture than {architecture}: "
+            f"remove {folder} to start again"
+        )
+    return network
 
 
 def _load_best(folder: Path, architecture: str) -> keras.Model:
@@ -407,7 +413,7 @@ def _describe(
             "attribution": about.attribution,
             "licence": about.licence,
             "snapshot": snapshot.digest,
-            "parts": {part: count_cases(snapshot.cases, rows) for part, rows in parts.items()},
+            "parts": {part: snapshot.count(rows) for part, rows in parts.items()},
         },
         "training": {
             "seed": run.seed,
@@ -426,13 +432,6 @@ def _describe(
         },
         "parent": None,
     }
-
-
-def count_cases(cases: tuple[Case, ...], rows: npt.NDArray[np.int64]) -> dict[str, int]:
-    """Patients, and pictures of each class."""
-    chosen = [cases[row] for row in rows]
-    counts = {name: sum(c.label == label for c in chosen) for label, name in enumerate(CLASSES)}
-    return {"patients": len({case.patient for case in chosen}), **counts}
 
 
 def _write(

@@ -15,12 +15,11 @@ from pathlib import Path
 import keras
 import numpy as np
 import numpy.typing as npt
-from sklearn.model_selection import StratifiedGroupKFold
 
 from training.calibrate import Logits
-from training.dataset import CLASSES, Snapshot
+from training.dataset import Snapshot
 from training.exported import export
-from training.finetune import train
+from training.finetune import sound, train
 from training.networks import FINE_TUNED, build
 from training.stress import any_change
 from training.versions import replace
@@ -69,19 +68,7 @@ class Plan:
         DataError
             A class has fewer patients than there are folds.
         """
-        for label, name in enumerate(CLASSES):
-            count = len({c.patient for c in snapshot.cases if c.label == label})
-            if count < self.folds:
-                raise DataError(
-                    f"class {name} has {count} patients; {self.folds} folds need at least one "
-                    "each: add cases, or ask for fewer folds"
-                )
-        split = StratifiedGroupKFold(self.folds, shuffle=True, random_state=self.seed)
-        labels = snapshot.labels
-        return [
-            (np.sort(rest), np.sort(held))
-            for rest, held in split.split(labels, labels, snapshot.patients)
-        ]
+        return snapshot.folds(self.folds, self.seed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +200,8 @@ def ready(snapshot: Snapshot, plan: Plan, out: Path) -> None:
     Raises
     ------
     DataError
-        Too few patients, an architecture that is not fine-tuned, or a folder of another plan.
+        Too few patients, an architecture that is not fine-tuned, a folder of another plan, or a
+        checkpoint of any fold that cannot be gone on from.
     """
     build(plan.architecture)
     if plan.architecture not in FINE_TUNED:
@@ -221,6 +209,10 @@ def ready(snapshot: Snapshot, plan: Plan, out: Path) -> None:
         raise DataError(f"{plan.architecture} is not fine-tuned; known: {known}. Use fit alone")
     plan.rows(snapshot)
     claim(out, plan)
+    for number in range(plan.folds):
+        folder = out / f"fold{number}"
+        if not (folder / FOLD).exists():
+            sound(folder)
 
 
 def plan_of(folder: Path, architecture: str, seed: int, snapshot: Snapshot) -> Plan:

@@ -168,6 +168,38 @@ def status(config: Config, limit: int, *, as_json: bool) -> None:
     click.echo(f"{number} new readings; {config.retrain_after_readings} are worth a retraining")
 
 
+@main.command()
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    help="Folder that gets the manifest.",
+)
+@click.option(
+    "--until",
+    type=click.DateTime(["%Y-%m-%dT%H:%M:%S", "%Y-%m-%d"]),
+    help="Readings until then, in UTC. [default: a minute ago]",
+)
+@click.pass_obj
+def snapshot(config: Config, out: Path, until: dt.datetime | None) -> None:
+    """Write the manifest of the site's labels: train, validation and the frozen exam."""
+    app.configure_logging(config)
+    # It names readers and readings.
+    os.umask(0o077)
+    _parts()
+    from training.snapshots import take
+
+    cutoff = None if until is None else until.replace(tzinfo=dt.UTC)
+    taken = take(app.worklist(config), app.pictures(config), cutoff, config.exam_share)
+    path = taken.write(out)
+    for part, counts in taken.counts().items():
+        told = ", ".join(f"{number} {name}" for name, number in counts.items())
+        click.echo(f"{part:11} {told}")
+    for reason, number in sorted(taken.left_out.items()):
+        click.echo(f"{reason:14} {number}")
+    click.echo(f"{path} holds snapshot {taken.digest[:19]}")
+
+
 def _line(record: RetrainingRecord) -> str:
     told = record.reason if record.ended_at else f"{record.stage}, on {record.holder}"
     ended = "" if record.ended_at is None else f" to {record.ended_at:%H:%M}"

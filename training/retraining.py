@@ -24,7 +24,8 @@ import structlog
 
 from training.dataset import CLASSES, Snapshot
 from training.gate import Contender, Exam, Policy, decide, figures
-from training.snapshots import Rehearsal, SiteSnapshot, arrays, base, take
+from training.rehearsal import Rehearsal, rehearsal
+from training.snapshots import SiteSnapshot, arrays, take
 from triage import app
 from triage.config import Config
 from triage.errors import DataError, ModelError, ServiceError, TriageError, WorklistError
@@ -126,10 +127,13 @@ def outlook(
     # What a person wrote is found wrong before anything is trained.
     policy_of(config)
     _lines(config.retrain_locked)
-    for folder in (config.retrain_base_data, config.retrain_reference):
-        if folder is not None and not folder.is_dir():
+    for data, fits in (
+        (config.retrain_base_data, Path.exists),
+        (config.retrain_reference, Path.is_dir),
+    ):
+        if data is not None and not fits(data):
             raise DataError(
-                f"{folder} is not a folder: name one with train/NORMAL, train/PNEUMONIA"
+                f"{data} is not there or no folder: name one with train/NORMAL, train/PNEUMONIA"
             )
     last = worklist.retrainings.last(RetrainingState.DONE)
     number = worklist.retrainings.new_readings(None if last is None else last.cutoff)
@@ -221,18 +225,18 @@ class _Job:
         snapshot = found.snapshot
         snapshot.write(self._config.snapshots_folder / snapshot.digest.removeprefix("sha256:"))
         self._is_at("reading pictures", snapshot=snapshot.digest, champion=champion.version)
-        rehearsal = self._rehearsal(champion)
-        model = self._trained(champion, snapshot, rehearsal)
+        rehearsed = self._rehearsed(champion)
+        model = self._trained(champion, snapshot, rehearsed)
         self._is_at("asking the gate", version=model.version)
         model = self._registry.add(model.folder)
         if not self._known(model):
             self._registry.name(CHALLENGER, model.version, who=WHO, why=f"retraining {run.id}")
-        outcome, told = self._decided(champion, model, snapshot, rehearsal)
+        outcome, told = self._decided(champion, model, snapshot, rehearsed)
         self._is_at("recording", outcome=outcome)
         return RetrainingState.DONE, told
 
     def _trained(
-        self, champion: ModelVersion, snapshot: SiteSnapshot, rehearsal: Rehearsal | None
+        self, champion: ModelVersion, snapshot: SiteSnapshot, rehearsed: Rehearsal | None
     ) -> ModelVersion:
         """The challenger, from the folder of this run; other folders are of no more use."""
         config = self._config
@@ -248,20 +252,21 @@ class _Job:
         place = (
             config.retrainings_folder
             / str(self._run.id)
-            / _name(champion, snapshot, rehearsal, settings)
+            / _name(champion, snapshot, rehearsed, settings)
         )
         with suppress(FileNotFoundError):
             for other in config.retrainings_folder.iterdir():
                 if other != place.parent:
                     shutil.rmtree(other, ignore_errors=True)
-        lesson = _lesson(config, snapshot, rehearsal)
+        lesson = _lesson(config, snapshot, rehearsed)
         return challenger.train(champion, lesson, place, settings, self._is_at)
 
-    def _rehearsal(self, champion: ModelVersion) -> Rehearsal | None:
-        folder = self._config.retrain_base_data
-        if folder is None:
+    def _rehearsed(self, champion: ModelVersion) -> Rehearsal | None:
+        data = self._config.retrain_base_data
+        if data is None:
             return None
-        return base(folder, _root(self._registry, champion), self._config.retrain_pictures, SEED)
+        root = _root(self._registry, champion)
+        return rehearsal(data, root, self._config.retrain_pictures, SEED)
 
     def _known(self, model: ModelVersion) -> bool:
         return model.version in self._registry.aliases().values()
@@ -271,7 +276,7 @@ class _Job:
         champion: ModelVersion,
         model: ModelVersion,
         snapshot: SiteSnapshot,
-        rehearsal: Rehearsal | None,
+        rehearsed: Rehearsal | None,
     ) -> tuple[str, str]:
         """Let the gate decide, once, and do what follows; its outcome, and all in one line."""
         before = [
@@ -279,13 +284,13 @@ class _Job:
         ]
         stored = before[-1] if before else None
         if stored is None:
-            site, reference = self._exams(champion, model, snapshot, rehearsal)
+            site, reference = self._exams(champion, model, snapshot)
             from training.gate_report import report
 
             policy = policy_of(self._config)
             seen = snapshot.trained_on
-            if rehearsal is not None:
-                seen |= frozenset(rehearsal.snapshot.patients.tolist())
+            if rehearsed is not None:
+                seen |= frozenset(rehearsed.patients.tolist())
             decision = decide(
                 figures(
                     Contender(champion.version, champion.threshold, None),
@@ -318,7 +323,6 @@ class _Job:
         champion: ModelVersion,
         model: ModelVersion,
         snapshot: SiteSnapshot,
-        rehearsal: Rehearsal | None,
     ) -> tuple[Exam, Exam | None]:
         networks = Network(champion), Network(model)
         pictures = arrays(snapshot, "exam", app.pictures(self._config))
@@ -327,29 +331,25 @@ class _Job:
             for network in networks
         )
         site = snapshot.exam(old, new)
-        reference = self._reference(champion, rehearsal)
+        reference = self._reference(champion)
         if reference is None:
             return site, None
         from training.exam import score
 
         return site, score(reference, *networks)
 
-    def _reference(self, champion: ModelVersion, rehearsal: Rehearsal | None) -> Snapshot | None:
+    def _reference(self, champion: ModelVersion) -> Snapshot | None:
         """The base data that were held out: a folder of their own, or what training left."""
         from training.dataset import read_folder
 
         if self._config.retrain_reference is not None:
             return read_folder(self._config.retrain_reference)
-        if self._config.retrain_base_data is None or rehearsal is None:
+        data = self._config.retrain_base_data
+        if data is None or data.is_file():
             return None
-        whole = read_folder(self._config.retrain_base_data)
-        seen = base(
-            self._config.retrain_base_data,
-            _root(self._registry, champion),
-            len(whole.cases),
-            SEED,
-        )
-        patients = set(seen.snapshot.patients.tolist())
+        whole = read_folder(data)
+        seen = rehearsal(data, _root(self._registry, champion), len(whole.cases), SEED)
+        patients = set(seen.patients.tolist())
         held_out = tuple(case for case in whole.cases if case.patient not in patients)
         return Snapshot(held_out) if held_out else None
 
@@ -389,20 +389,20 @@ def promoted(config: Config, version: str) -> str:
 def _name(
     champion: ModelVersion,
     snapshot: SiteSnapshot,
-    rehearsal: Rehearsal | None,
+    rehearsed: Rehearsal | None,
     settings: "Settings",
 ) -> str:
     """Of a folder: all that the challenger depends on."""
     content = [
         champion.version,
         snapshot.digest,
-        None if rehearsal is None else rehearsal.snapshot.digest,
+        None if rehearsed is None else rehearsed.digest,
         asdict(settings),
     ]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode("utf-8")).hexdigest()[:16]
 
 
-def _lesson(config: Config, snapshot: SiteSnapshot, rehearsal: Rehearsal | None) -> "Lesson":
+def _lesson(config: Config, snapshot: SiteSnapshot, rehearsed: Rehearsal | None) -> "Lesson":
     from training import challenger
 
     def part(name: Any) -> challenger.Pictures:
@@ -413,13 +413,13 @@ def _lesson(config: Config, snapshot: SiteSnapshot, rehearsal: Rehearsal | None)
             snapshot.patients(name),
         )
 
-    rehearsed = None
-    if rehearsal is not None:
-        rehearsed = challenger.Pictures(
-            rehearsal.snapshot.arrays(lambda _: None)[..., 0],
-            rehearsal.snapshot.labels,
-            np.ones(len(rehearsal.snapshot.cases)),
-            rehearsal.snapshot.patients,
+    shown = None
+    if rehearsed is not None:
+        shown = challenger.Pictures(
+            rehearsed.arrays(),
+            rehearsed.labels,
+            np.ones(len(rehearsed.labels)),
+            rehearsed.patients,
         )
     used = [case.label for case in snapshot.cases]
     told = {
@@ -429,9 +429,9 @@ def _lesson(config: Config, snapshot: SiteSnapshot, rehearsal: Rehearsal | None)
         "readers": len({reader for label in used for reader in label.readers}),
         "exam": snapshot.counts()["exam"],
         "left_out": dict(snapshot.left_out),
-        "base": None if rehearsal is None else rehearsal.of,
+        "base": None if rehearsed is None else rehearsed.of,
     }
-    return challenger.Lesson(snapshot.digest, part("train"), part("validation"), rehearsed, told)
+    return challenger.Lesson(snapshot.digest, part("train"), part("validation"), shown, told)
 
 
 def _root(registry: Registry, model: ModelVersion) -> ModelVersion:

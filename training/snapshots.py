@@ -1,35 +1,29 @@
 """A site's labels as a hashed snapshot: train, validation and a frozen exam, by patient and time.
 
 See ``docs/learning.md`` for the rules. :mod:`training.dataset` has the snapshots of labelled
-folders; :func:`base` takes from one what a challenger rehearses.
+folders, and :mod:`training.rehearsal` takes from one what a challenger rehearses.
 """
 
 import datetime as dt
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import click
 import numpy as np
 import numpy.typing as npt
 import structlog
-from sklearn.model_selection import StratifiedGroupKFold
 
-from training.dataset import CLASSES, Snapshot, read_folder
+from training.dataset import CLASSES
 from training.gate import Exam
 from training.labels import Label, from_exams
-from triage import app
 from triage.arrays import HalfArray, Pictures
-from triage.config import Config
 from triage.durable import make_folder, write_whole
 from triage.errors import DataError
 from triage.lineage import MANIFEST
-from triage.registry import ModelVersion
 from triage.worklist import Worklist
 from triage.worklist.readings import UNDO
 
@@ -44,8 +38,9 @@ EXAM_SHARE = 0.3
 VALIDATION_SHARE = 0.15
 """Of the training patients' labels, the newest, that validate."""
 
-LEAST_OF_A_CLASS = 5
-"""Labels of each class that validate, if half of all labels hold so many."""
+LEAST_OF_A_CLASS = 20
+"""Labels of each class that validate, if half of all labels hold so many: with fewer, one that is
+wrong moves calibration and threshold."""
 
 AGES = ((1, "under 1"), (6, "1 to 5"), (18, "6 to 17"), (65, "18 to 64"), (151, "65 and over"))
 """Bands of age for the gate's subgroups, each with the years that it ends before."""
@@ -316,56 +311,6 @@ def arrays(snapshot: SiteSnapshot, part: Part, pictures: Pictures) -> HalfArray:
     return pictures.stack([label.digest for label in snapshot.part(part)])
 
 
-@dataclass(frozen=True, slots=True)
-class Rehearsal:
-    """Base data that a challenger sees again, so that learning a site does not unlearn the rest.
-
-    Attributes
-    ----------
-    snapshot : Snapshot
-        The chosen cases; its ``arrays`` reads them.
-    of : str
-        Hash of the whole base data.
-    """
-
-    snapshot: Snapshot
-    of: str
-
-
-def base(folder: Path, trained: ModelVersion, number: int, seed: int) -> Rehearsal:
-    """A subsample of the base data, of the patients that a version was trained on.
-
-    Parameters
-    ----------
-    folder : Path
-        Labelled, in the published layout.
-    trained : ModelVersion
-        The version that was trained on the folder: the champion or, if that is a retrained
-        one, the one that it descends from.
-    number : int
-        Of pictures; all if there are no more. Both classes have their share.
-    seed : int
-        The same number and seed give the same pictures.
-
-    Raises
-    ------
-    DataError
-        The version was trained on other data, or what it held out is not known.
-    """
-    snapshot = read_folder(folder)
-    rows = _trained_rows(snapshot, trained)
-    random = np.random.default_rng(seed)
-    labels = snapshot.labels[rows]
-    chosen = []
-    for label in range(len(CLASSES)):
-        of_class = rows[labels == label]
-        share = min(len(of_class), round(number * len(of_class) / len(rows)))
-        chosen += random.permutation(of_class)[:share].tolist()
-    return Rehearsal(
-        Snapshot(tuple(snapshot.cases[row] for row in sorted(chosen))), snapshot.digest
-    )
-
-
 def age_band(age: str) -> str:
     """A band of :data:`AGES` from Patient's Age (VR AS, PS3.5 6.2); empty if there is none."""
     number, unit = age[:3], age[3:]
@@ -374,41 +319,6 @@ def age_band(age: str) -> str:
         return ""
     years = int(number) if unit == "Y" else int(number) * days / 365.25
     return next((name for end, name in AGES if years < end), "")
-
-
-def _trained_rows(snapshot: Snapshot, trained: ModelVersion) -> npt.NDArray[np.int64]:
-    """Rows of the patients that a version was trained or validated on."""
-    told = trained.description
-    if told["data"]["snapshot"] != snapshot.digest:
-        raise DataError(
-            f"{trained.version} was not trained on this base data (snapshot differs): name the "
-            "folder that it was trained on"
-        )
-    seed, parts = int(told["training"]["seed"]), told["data"]["parts"]
-    everybody = np.arange(len(snapshot.cases))
-    if "held_out" not in parts:
-        return everybody
-    if "validation" in parts:
-        split = snapshot.split(seed)
-        return np.sort(np.concatenate([split["train"], split["validation"]]))
-    # Of a cross-validation's fold. If it is not told which: never what any that it may be has
-    # held out.
-    folds = StratifiedGroupKFold(int(told["training"]["folds"]), shuffle=True, random_state=seed)
-    labels, patients = snapshot.labels, snapshot.patients
-    fold = told["training"].get("fold")
-    held = [
-        rows
-        for number, (_, rows) in enumerate(folds.split(labels, labels, patients), 1)
-        if fold in {None, number}
-        and all(
-            int((labels[rows] == label).sum()) == parts["held_out"][name]
-            for label, name in enumerate(CLASSES)
-        )
-        and len(np.unique(patients[rows])) == parts["held_out"]["patients"]
-    ]
-    if not held:
-        raise DataError(f"what {trained.version} held out is not known: rehearsal would leak it")
-    return np.setdiff1d(everybody, np.concatenate(held))
 
 
 def _with_pictures(
@@ -494,30 +404,3 @@ def _canonical(content: object) -> bytes:
     return json.dumps(
         content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     ).encode("utf-8", "surrogatepass")
-
-
-@click.command("snapshot")
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path, file_okay=False),
-    required=True,
-    help="Folder that gets the manifest.",
-)
-@click.option(
-    "--until",
-    type=click.DateTime(["%Y-%m-%dT%H:%M:%S", "%Y-%m-%d"]),
-    help="Readings until then, in UTC. [default: a minute ago]",
-)
-def command(out: Path, until: dt.datetime | None) -> None:
-    """Write the manifest of the site's labels: train, validation and the frozen exam."""
-    config = Config.read(os.environ, Path.cwd())
-    app.configure_logging(config)
-    cutoff = None if until is None else until.replace(tzinfo=dt.UTC)
-    snapshot = take(app.worklist(config), app.pictures(config), cutoff, config.exam_share)
-    path = snapshot.write(out)
-    for part, counts in snapshot.counts().items():
-        told = ", ".join(f"{number} {name}" for name, number in counts.items())
-        click.echo(f"{part:11} {told}")
-    for reason, number in sorted(snapshot.left_out.items()):
-        click.echo(f"{reason:14} {number}")
-    click.echo(f"{path} holds snapshot {snapshot.digest[:19]}")

@@ -8,7 +8,7 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -424,21 +424,73 @@ def readable(
     return out
 
 
-def report(version: str, rows: Sequence[Row], count: int, shortcuts: Mapping[str, float]) -> str:
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What a version does with pictures as from other consoles, and without lungs.
+
+    Attributes
+    ----------
+    pictures : int
+        That were looked at.
+    rows : sequence of Row
+        The first is the unchanged pictures'.
+    shortcuts : mapping of str to float
+        What the data offer where no lung is, see :func:`readable`.
+    """
+
+    pictures: int
+    rows: Sequence[Row]
+    shortcuts: Mapping[str, float]
+
+    def summary(self) -> dict[str, Any]:
+        """For ``model.json``: the worst of each strength, and what is found without lungs."""
+        changes = [row for row in self.rows if row.strength]
+        fall = {
+            strength: max(
+                (row for row in changes if row.strength == strength), key=lambda row: row.fall.value
+            )
+            for strength in STRENGTHS
+        }
+        flags = max(changes, key=lambda row: row.flags_changed)
+        specific = min(changes, key=lambda row: row.specificity)
+        sensitive = min(changes, key=lambda row: row.sensitivity)
+        return {
+            "pictures": self.pictures,
+            "changes": len(CHANGES),
+            "unchanged_auc": self.rows[0].auc.as_dict(),
+            "largest_fall_of_auc": {
+                strength: {"change": row.name, **row.fall.as_dict()}
+                for strength, row in fall.items()
+            },
+            "most_flags_changed": _worst(flags, flags.flags_changed),
+            "least_sensitivity": _worst(sensitive, sensitive.sensitivity),
+            "least_specificity": _worst(specific, specific.specificity),
+            "auc_by": {row.name: row.auc.as_dict() for row in self.rows[1:] if not row.strength},
+            "auc_of_a_plain_reader": {
+                name: round(area, 4) for name, area in self.shortcuts.items()
+            },
+        }
+
+
+def _worst(row: Row, value: float) -> dict[str, Any]:
+    return {"change": row.name, "strength": row.strength, "value": round(value, 4)}
+
+
+def report(version: str, found: Findings) -> str:
     """The table as Markdown."""
     lines = [
         f"# Robustness of {version}",
         "",
         "Made by `python -m training stress`; do not edit. The same radiographs as other",
-        f"consoles would send them: {count:,} pictures of patients drawn at random, each judged by",
-        "a network that never saw its patient, after the program's own pixel pipeline. 95%",
-        "intervals by bootstrap over patients; *fall* is the paired difference of AUC to the",
-        "unchanged pictures.",
+        f"consoles would send them: {found.pictures:,} pictures, each judged by a network that",
+        "never saw its patient, after the program's own pixel pipeline. 95% intervals by",
+        "bootstrap over patients; *fall* is the paired difference of AUC to the unchanged",
+        "pictures.",
         "",
         "| change | strength | AUC | fall | flags changed | sensitivity | specificity |",
         "|---|---|---|---|---|---|---|",
     ]
-    for row in rows:
+    for row in found.rows:
         area, fall = (
             f"{figure.value:.3f} ({figure.low:.3f} to {figure.high:.3f})"
             for figure in (row.auc, row.fall)
@@ -459,7 +511,7 @@ def report(version: str, rows: Sequence[Row], count: int, shortcuts: Mapping[str
         "What the data would let a network learn where no lung is, were it trained to: a logistic",
         "regression on the uncovered pixels, at 32 x 32, reaches on patients that it did not see",
         "",
-        *(f"- {name}: AUC {auc:.3f}" for name, auc in shortcuts.items()),
+        *(f"- {name}: AUC {auc:.3f}" for name, auc in found.shortcuts.items()),
         "",
         "The strengths are in `training/stress.py`.",
     ]

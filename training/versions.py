@@ -87,25 +87,95 @@ def with_pictures(snapshot: Snapshot, arrays: Arrays, model: Path, out: Path) ->
         raise DataError(f"{known.version} was trained on another pixel pipeline: train it anew")
     if known.description["data"]["snapshot"] != snapshot.digest:
         raise DataError(f"{known.version} was trained on other data: name those with --data")
-    if (out / DESCRIPTION).exists():
-        raise DataError(f"{out} already holds a finished model version: choose another --out")
+    _free(out)
     seed = int(known.description["training"]["seed"])
     held_out = snapshot.split(seed)["held_out"]
     quality, told = fit_and_measure(arrays, snapshot.patients, held_out, seed)
-    out.mkdir(parents=True, exist_ok=True)
     names = [name for name in known.description["files"] if name not in {NOVELTY, QUALITY}]
-    for name in names:
-        shutil.copyfile(model / name, out / name)
+    description = _begin(known, out, names)
     quality.novelty.save(out / NOVELTY)
     quality.save(out / QUALITY)
+    return seal(out, [*names, NOVELTY, QUALITY], {**description, "pictures": told})
+
+
+def with_findings(
+    model: Path, robustness: Mapping[str, Any], seen: Mapping[str, str], out: Path
+) -> dict[str, Any]:
+    """Make a version with a known network and what was found out about it since.
+
+    The version that it was made of is its parent. All its files are the same.
+
+    Parameters
+    ----------
+    model : Path
+        Folder of the version.
+    robustness : mapping
+        As :meth:`training.stress.Findings.summary` has it.
+    seen : mapping of str to str
+        What a person saw on its worst failures, by name.
+    out : Path
+        Becomes the new version.
+
+    Raises
+    ------
+    ModelError
+        The version is damaged.
+    DataError
+        ``out`` is in use, or what was seen is of another picture.
+    """
+    known = ModelVersion.load(model)
+    check_findings(known, seen, out)
+    names = list(known.description["files"])
+    description = _begin(known, out, names) | {"robustness": robustness}
+    if seen:
+        failures = known.description["failures"]
+        worst = [dict(row) for row in failures["worst"]]
+        told = [row | ({"seen": seen[row["name"]]} if row["name"] in seen else {}) for row in worst]
+        description["failures"] = {**failures, "worst": told}
+    return seal(out, names, description)
+
+
+def check_findings(known: ModelVersion, seen: Mapping[str, str], out: Path) -> None:
+    """See that :func:`with_findings` can make a version, before minutes of judging.
+
+    Raises
+    ------
+    DataError
+        ``out`` is in use, or what was seen is of another picture.
+    """
+    worst = known.description.get("failures", {}).get("worst", ())
+    strange = set(seen) - {row["name"] for row in worst}
+    if strange:
+        raise DataError(
+            f"{min(strange)} is not among the worst failures of {known.version}: describe those "
+            "that its card names"
+        )
+    _free(out)
+
+
+def _free(out: Path) -> None:
+    """See that a folder holds no version.
+
+    Raises
+    ------
+    DataError
+        It does.
+    """
+    if (out / DESCRIPTION).exists():
+        raise DataError(f"{out} already holds a finished model version: choose another --out")
+
+
+def _begin(known: ModelVersion, out: Path, names: Sequence[str]) -> dict[str, Any]:
+    """Copy some of a version's files, and what its child says as it does."""
+    out.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        shutil.copyfile(known.folder / name, out / name)
     own = {"version", "files", "device_uid"}
-    description = {key: value for key, value in known.description.items() if key not in own}
-    description |= {
+    return {
+        **{key: value for key, value in known.description.items() if key not in own},
         "created_at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        "pictures": told,
         "parent": known.version,
     }
-    return seal(out, [*names, NOVELTY, QUALITY], description)
 
 
 def replace(path: Path, write: Callable[[Path], object]) -> None:

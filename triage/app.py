@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from triage import __version__
 from triage.config import (
     Config,
     DicomDestination,
@@ -27,14 +28,17 @@ from triage.config import (
 )
 from triage.durable import keep_folder
 from triage.errors import ConfigError, ModelError, ServiceError, TriageError, WorklistError
+from triage.health import Health, Port
 from triage.identity import valid_uid
 from triage.registry import CHAMPION, DESCRIPTION, SERVICE, SHADOW, ModelVersion, Registry
 from triage.scoring import Scorer
 from triage.spool import Spool
 from triage.supervisor import Supervisor, stop_on_signals, stop_with_parent
+from triage.telemetry import Telemetry
 from triage.worklist import Worklist
 from triage.worklist.accounts import FIRST_OPERATOR
 from triage.worklist.deliveries import ResultKind, Route
+from triage.worklist.parts import EVERY, Parts
 from triage.worklist.schema import HEAD, migrate, open_engine
 
 if TYPE_CHECKING:
@@ -77,7 +81,8 @@ def configure_logging(config: Config) -> None:
 
     pydicom and pynetdicom put attribute values, so patient data, into their warnings.
     """
-    for name in ("pydicom", "pynetdicom", "py.warnings", "uvicorn", "asyncio", "httpx"):
+    loud = ("pydicom", "pynetdicom", "py.warnings", "uvicorn", "asyncio", "httpx", "opentelemetry")
+    for name in loud:
         logger = logging.getLogger(name)
         logger.handlers[:] = [logging.NullHandler()]
         logger.propagate = False
@@ -338,7 +343,7 @@ def receive(config: Config, stop: threading.Event) -> None:
     proving = Proving()
     from triage.scp import Receiver
 
-    with _only_receiver(config):
+    with _only_receiver(config), observed(config, "receive") as (telemetry, _):
         with_database = worklist(config)
         receiver = Receiver(
             config.ae_title,
@@ -349,6 +354,7 @@ def receive(config: Config, stop: threading.Event) -> None:
             with_database,
             config.max_object_mb * 1_000_000,
             config.max_arriving_mb * 1_000_000,
+            telemetry,
         )
         receiver.start()
         try:
@@ -407,12 +413,14 @@ def score(config: Config, stop: threading.Event) -> None:
     """Be a scoring worker until told to stop."""
     from triage.worker import Worker
 
-    with part_name(config, "worker") as name:
+    with part_name(config, "worker") as name, observed(config, "score") as (telemetry, health):
         Worker(
             name,
             worklist(config),
             spool(config),
             _current_champion(config),
+            telemetry,
+            health.beat,
         ).run(stop)
 
 
@@ -424,7 +432,7 @@ def deliver(config: Config, stop: threading.Event) -> None:
     from triage.delivery import Deliverer, Materials, Patience
 
     files, models = spool(config), registry(config)
-    with part_name(config, "deliverer") as name:
+    with part_name(config, "deliverer") as name, observed(config, "deliver") as (telemetry, _):
         Deliverer(
             name,
             worklist(config).deliveries,
@@ -432,6 +440,7 @@ def deliver(config: Config, stop: threading.Event) -> None:
             Materials(files, models.version, _network),
             files,
             Patience(config.delivery_attempts, dt.timedelta(seconds=config.delivery_pause_seconds)),
+            telemetry,
         ).run(stop)
 
 
@@ -499,7 +508,7 @@ def commit(config: Config, stop: threading.Event) -> None:
         return
     from triage.commitment import Committer
 
-    with part_name(config, "committer") as name:
+    with part_name(config, "committer") as name, observed(config, "commit"):
         Committer(
             name,
             config.ae_title,
@@ -517,7 +526,9 @@ def web(config: Config, stop: threading.Event) -> None:
     tls = tls_context(config)
     listening = listen(config)
     with_database = worklist(config)
+    watched = ExitStack()
     try:
+        telemetry, health = watched.enter_context(observed(config, "web"))
         site = Site(
             config,
             with_database,
@@ -525,11 +536,14 @@ def web(config: Config, stop: threading.Event) -> None:
             registry(config),
             _network,
             stop,
+            telemetry,
+            health,
         )
         app = build(site)
         _tell_first_operator(with_database, config)
         serve(app, config, listening, tls, stop)
     finally:
+        watched.close()
         with_database.close()
 
 
@@ -544,7 +558,7 @@ def retrain(config: Config, stop: threading.Event) -> None:
         return
     line = [sys.executable, "-m", "training.retrain", "schedule", "--keep", "--supervised"]
     # Its standard input ends with us, and it with that.
-    with subprocess.Popen(line, stdin=subprocess.PIPE) as process:
+    with observed(config, "retrain"), subprocess.Popen(line, stdin=subprocess.PIPE) as process:
         while not stop.wait(0.1):
             if process.poll() is not None:
                 raise ServiceError("the schedule of retrainings ended; its line above says why")
@@ -553,6 +567,11 @@ def retrain(config: Config, stop: threading.Event) -> None:
 
 def observe(config: Config, stop: threading.Event) -> None:
     """Let a challenger in shadow score silently, and watch for drift, until told to stop."""
+    with observed(config, "observe") as (telemetry, health):
+        _observe(config, stop, telemetry, health)
+
+
+def _observe(config: Config, stop: threading.Event, telemetry: Telemetry, health: Health) -> None:
     from triage.shadow import Shadow, stand_back
 
     stand_back()
@@ -563,6 +582,7 @@ def observe(config: Config, stop: threading.Event) -> None:
     asked = -math.inf
     every = 3600.0 * config.fleet_pull_hours
     while not stop.is_set():
+        health.beat()
         try:
             if not shadow.step():
                 stop.wait(SHADOW_PAUSE)
@@ -575,6 +595,7 @@ def observe(config: Config, stop: threading.Event) -> None:
         except (WorklistError, ModelError) as error:
             of = "model" if isinstance(error, ModelError) else "worklist"
             log.warning("outage", action=f"{of}_unavailable", error=str(error))
+            telemetry.outages.labels(of).inc()
             stop.wait(OUTAGE_PAUSE)
 
 
@@ -692,6 +713,93 @@ ROLES: dict[str, Callable[[Config, threading.Event], None]] = {
 """The parts of the service, each a process."""
 
 
+METRICS_PORTS = {role: number for number, role in enumerate(ROLES)}
+"""What is added to TRIAGE_METRICS_PORT, by role."""
+
+
+@contextmanager
+def telemetry_of(config: Config, part: str) -> Iterator[Telemetry]:
+    """What a part, or a command, tells of its work; its traces go where the settings say."""
+    traces = None
+    if config.traces_url:
+        from triage.traces import Traces
+
+        traces = Traces(config.traces_url, part, config.traces_share)
+    telemetry = Telemetry(part, traces)
+    try:
+        yield telemetry
+    finally:
+        telemetry.close()
+
+
+@contextmanager
+def observed(config: Config, role: str) -> Iterator[tuple[Telemetry, Health]]:
+    """A part's telemetry and health, served on its port if there is one."""
+    with telemetry_of(config, role) as telemetry, ExitStack() as ends:
+        health = Health(_needs(config, role, telemetry, ends))
+        if config.metrics_port:
+            address = (config.metrics_host, config.metrics_port + METRICS_PORTS[role])
+            _register(config, role, telemetry, ends)
+            try:
+                port = Port(address, health, telemetry.registry)
+            except OSError as error:
+                # Radiographs do not wait for who watches them.
+                structlog.get_logger("health").error(
+                    "no metrics",
+                    action="metrics_unavailable",
+                    address=f"{address[0]}:{address[1]}",
+                    error=str(error.strerror),
+                    advice="another part or program has the port: set TRIAGE_METRICS_PORT anew",
+                )
+            else:
+                ends.callback(port.close)
+        yield telemetry, health
+
+
+def _needs(
+    config: Config, role: str, telemetry: Telemetry, ends: ExitStack
+) -> dict[str, Callable[[], object]]:
+    """What a part cannot work without."""
+    opened: list[Worklist] = []
+
+    def database() -> None:
+        if not opened:
+            opened.append(Worklist(config.worklist_url))
+            ends.callback(opened[0].close)
+        opened[0].gauges.reachable()
+
+    def champion() -> None:
+        if role == "score" and not telemetry.model:
+            raise ModelError("the champion is not loaded yet")
+        if role == "web":
+            registry(config).champion()
+
+    needs: dict[str, Callable[[], object]] = {"database": database}
+    if role != "retrain":
+        needs["spool"] = lambda: spool(config).reachable()
+    if role in {"score", "web"}:
+        needs["champion"] = champion
+    return needs
+
+
+def _register(config: Config, role: str, telemetry: Telemetry, ends: ExitStack) -> None:
+    """Add what a part tells of more than itself."""
+    from triage.gauges import Disks, Queues
+
+    if role in {"receive", "observe"}:
+        telemetry.registry.register(Disks({"home": config.home}))
+    if role == "observe":
+        with_database = Worklist(config.worklist_url)
+        ends.callback(with_database.close)
+        telemetry.registry.register(Queues(with_database.gauges))
+
+
+SAY_LATER = 1.0
+"""Seconds after which a part first says that it runs: its work begins before."""
+
+LAST_WORD = 2.0
+"""Seconds that saying that it ends may hold up the end of a part."""
+
 _LATER = {"web": 2.0}
 """Seconds by which a part lets the others go first: consoles are not to wait for the page."""
 
@@ -714,7 +822,8 @@ def serve(config: Config, roles: Sequence[str], *, supervised: bool) -> None:
     else:
         prepare(config)
     if len(roles) == 1:
-        ROLES[roles[0]](config, stop)
+        with _heard_of(config, roles[0]):
+            ROLES[roles[0]](config, stop)
         return
     # Else a process with nothing to do.
     has_work = {
@@ -773,6 +882,50 @@ def _quality(model: ModelVersion) -> "Quality | None":
     if not {NOVELTY, QUALITY} <= set(model.description["files"]):
         return None
     return Quality.load(model.folder / QUALITY, Novelty.load(model.folder / NOVELTY))
+
+
+@contextmanager
+def _heard_of(config: Config, role: str) -> Iterator[None]:
+    """Say from a thread of its own that this part runs, for as long as it does."""
+    ended = threading.Event()
+    node, process = socket.gethostname(), os.getpid()
+
+    def say(parts: Parts) -> None:
+        parts.begin(node, role, process, __version__, _process_is_there)
+        while not ended.wait(EVERY.total_seconds()):
+            if not parts.beat(node, role, process):
+                parts.begin(node, role, process, __version__, _process_is_there)
+        parts.end(node, role, process)
+
+    def keep_saying() -> None:
+        pause = SAY_LATER
+        while not ended.wait(pause):
+            # A database that is away is told of by who needs it.
+            with suppress(WorklistError):
+                with_database = worklist(config)
+                try:
+                    say(with_database.parts)
+                finally:
+                    with_database.close()
+            pause = EVERY.total_seconds()
+
+    thread = threading.Thread(target=keep_saying, name="heard-of", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(LAST_WORD)
+
+
+def _process_is_there(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 @contextmanager

@@ -6,6 +6,7 @@ says of a radiograph what another would not.
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from pydicom import Dataset
@@ -67,13 +68,19 @@ class Assessor:
     quality: Quality | None = None
     warn_outside: bool = False
 
-    def assess(self, read: Callable[[], Dataset]) -> Assessment:
+    def assess(
+        self,
+        read: Callable[[], Dataset],
+        step: Callable[[str], AbstractContextManager[object]] = nullcontext,
+    ) -> Assessment:
         """Score a data set, or say why not.
 
         Parameters
         ----------
         read : callable
             Gives the data set; a `PixelsError` of it is a reason like any other.
+        step : callable, optional
+            Given the name of a step, what is to be around it; a part's telemetry.
 
         Raises
         ------
@@ -81,25 +88,29 @@ class Assessor:
             Whatever else reading and scoring raise: that is not about the radiograph.
         """
         try:
-            dataset = read()
+            with step("load"):
+                dataset = read()
             admission = admit(dataset, self.population, warn_outside=self.warn_outside)
             if admission.reason is not None:
                 return Assessment(reason=admission.reason, explanation=admission.explanation)
-            normalized = normalize(dataset)
+            with step("normalize"):
+                normalized = normalize(dataset)
         except PixelsError as error:
             return Assessment(reason=error.reason, explanation=str(error))
         array, notes = normalized.array, (*admission.notes, *normalized.notes)
-        exposure = picture_hash(array)
         novelty: float | None = None
-        if self.quality is None:
-            notes = (*notes, "NOVELTY_UNCHECKED")
-        else:
-            notes = (*notes, *self.quality.findings(array))
-            novelty = self.quality.novelty.measure(array)
-            if novelty > 1.0:
-                explanation = f"the picture's novelty is {novelty:.2f}, of training data at most 1"
-                return Assessment(None, "NOT_LIKE_TRAINING", explanation, notes, exposure, novelty)
+        with step("quality"):
+            exposure = picture_hash(array)
+            if self.quality is None:
+                notes = (*notes, "NOVELTY_UNCHECKED")
+            else:
+                notes = (*notes, *self.quality.findings(array))
+                novelty = self.quality.novelty.measure(array)
+        if novelty is not None and novelty > 1.0:
+            explanation = f"the picture's novelty is {novelty:.2f}, of training data at most 1"
+            return Assessment(None, "NOT_LIKE_TRAINING", explanation, notes, exposure, novelty)
         began = time.perf_counter()
-        score = self.scorer.score(array)
+        with step("infer"):
+            score = self.scorer.score(array)
         milliseconds = (time.perf_counter() - began) * 1000
         return Assessment(score, None, "", notes, exposure, novelty, milliseconds)

@@ -9,6 +9,8 @@ from typing import Any
 
 from triage.registry import ModelVersion
 
+UNSTATED = "not stated"
+
 _MEASURED_ON = {
     "out_of_fold": "out of fold",
     "held_out": "held-out patients",
@@ -32,12 +34,14 @@ def card(model: ModelVersion) -> str:
     model : ModelVersion
     """
     told = model.description
+    data = told.get("data", {})
     lines = [
         f"# Model card: {model.version}",
         "",
-        f"{told['architecture']}, {told['parameters']:,} parameters, made {told['created_at']}.",
-        f"Output: {told['output']}.",
-        f"Flagged at and above {model.threshold:.4f} ({told['threshold_rule']}).",
+        f"{told.get('architecture', 'Network')}, {told.get('parameters', 0):,} parameters,",
+        f"made {told['created_at']}.",
+        f"Output: {told.get('output', UNSTATED)}.",
+        f"Flagged at and above {model.threshold:.4f} ({told.get('threshold_rule', UNSTATED)}).",
         "",
         "## Intended use",
         "",
@@ -56,8 +60,8 @@ def card(model: ModelVersion) -> str:
         "",
         "## Figures",
         "",
-        *_figures(told["metrics"]),
-        *_subgroups(told["metrics"].get("subgroups", {})),
+        *_figures(told.get("metrics", {})),
+        *_subgroups(told.get("metrics", {}).get("subgroups", {})),
         *_calibration(told.get("calibration")),
         *_failures(told.get("failures")),
         "## What is known to be wrong with it",
@@ -69,23 +73,17 @@ def card(model: ModelVersion) -> str:
         "  radiographs like those, not among all that a site makes.",
         "- It was not tested prospectively.",
         "",
-        "## Shortcuts",
-        "",
-        "In the Kermany data normals were exported at a higher resolution and quality and carry",
-        "other borders and markers than pneumonias. What was done against learning that, and what",
-        "a network finds where no lung is, is in the robustness table of the version, made by",
-        "`python -m training stress`.",
-        "",
+        *_robustness(told.get("robustness")),
         "## Data and licences",
         "",
-        f"- Trained on {told['data']['name']}:",
-        f"  {told['data']['attribution']}. {told['data']['licence']}.",
+        f"- Trained on {data.get('name', UNSTATED)}:",
+        f"  {data.get('attribution', UNSTATED)}. {data.get('licence', UNSTATED)}.",
         *(
             f"- {part.replace('_', ' ')}: "
             + ", ".join(f"{count:,} {name}" for name, count in counts.items())
-            for part, counts in told["data"]["parts"].items()
+            for part, counts in data.get("parts", {}).items()
         ),
-        f"- Snapshot `{told['data']['snapshot']}`.",
+        f"- Snapshot `{data.get('snapshot', UNSTATED)}`.",
     ]
     if "pretrained" in told:
         start = told["pretrained"]
@@ -99,16 +97,14 @@ def _ages(model: ModelVersion) -> str:
 
 
 def _figures(metrics: Mapping[str, Any]) -> Iterator[str]:
-    yield f"{metrics['measured_on']}; {metrics['interval']}.".capitalize()
+    measured_on, interval = (metrics.get(key, UNSTATED) for key in ("measured_on", "interval"))
+    yield f"{measured_on}; {interval}.".capitalize()
     yield ""
     yield "| measured on | figure | value | interval |"
     yield "|---|---|---|---|"
     for part, name in _MEASURED_ON.items():
         for figure, value in metrics.get(part, {}).items():
-            yield (
-                f"| {name} | {figure} | {value['value']:.3f} | "
-                f"{value['low']:.3f} to {value['high']:.3f} |"
-            )
+            yield f"| {name} | {figure} | {value['value']:.3f} | {_interval(value)} |"
     yield ""
     if "copies_are" in metrics:
         yield f"Changed copies: {metrics['copies_are']}, as another console might have made them."
@@ -125,7 +121,7 @@ def _subgroups(groups: Mapping[str, Any]) -> Iterator[str]:
     for group, row in groups.items():
         yield (
             f"| {group} | {row['pictures']:,} | {row['measure']} | {row['value']:.3f} | "
-            f"{row['low']:.3f} to {row['high']:.3f} |"
+            f"{_interval(row)} |"
         )
     yield ""
 
@@ -158,10 +154,69 @@ def _failures(told: Mapping[str, Any] | None) -> Iterator[str]:
     )
     yield ""
     if told["worst"]:
-        yield "The worst of them, by file name:"
+        yield "The worst of them, by file name, and what an engineer, not a radiologist, saw there:"
         yield ""
-        yield "| picture | probability |"
-        yield "|---|---|"
+        yield "| picture | probability | seen |"
+        yield "|---|---|---|"
         for row in told["worst"]:
-            yield f"| `{row['name']}` | {row['probability']:.3f} |"
+            seen = row.get("seen", "not looked at")
+            yield f"| `{row['name']}` | {row['probability']:.3f} | {seen} |"
         yield ""
+
+
+_BY = {
+    "another's surroundings": "its lungs, in what surrounds another patient's",
+    "another's lungs": "what surrounds its lungs, with another patient's lungs in it",
+    "lungs covered": "all but its lungs, which are covered",
+    "only borders": "its borders alone",
+}
+
+
+def _robustness(told: Mapping[str, Any] | None) -> Iterator[str]:
+    yield "## Other consoles"
+    yield ""
+    if told is None:
+        yield "Not measured; `python -m training stress` does."
+    else:
+        unchanged, falls = told["unchanged_auc"], told["largest_fall_of_auc"]
+        yield (
+            f"{told['pictures']:,} radiographs of patients that it never saw, each changed in "
+            f"{told['changes']} ways, mildly and strongly: AUC {_figure(unchanged)} unchanged."
+        )
+        for strength, row in falls.items():
+            yield (
+                f"Under {strength} changes it falls by {row['value']:.3f} at most "
+                f"({_interval(row)}; {row['change']})."
+            )
+        for key, words in (
+            ("most_flags_changed", "Most flags change"),
+            ("least_sensitivity", "Sensitivity is lowest"),
+            ("least_specificity", "Specificity is lowest"),
+        ):
+            row = told[key]
+            yield f"{words} under {row['change']}, {row['strength']}: {row['value']:.1%}."
+    yield ""
+    yield "## Shortcuts"
+    yield ""
+    yield "In the Kermany data normals were exported at a higher resolution and quality and carry"
+    yield "other borders and markers than pneumonias. A network that judges lungs tells the classes"
+    yield "apart by them, and is at chance (0.5) where none is."
+    yield ""
+    if told is not None:
+        yield "| judged by | AUC | interval |"
+        yield "|---|---|---|"
+        for name, area in told["auc_by"].items():
+            yield f"| {_BY.get(name, name)} | {area['value']:.3f} | {_interval(area)} |"
+        yield ""
+        readers = (f"{area:.3f} ({name})" for name, area in told["auc_of_a_plain_reader"].items())
+        yield "What a plain reader finds there that is trained to, on patients that it never saw: "
+        yield f"AUC {', '.join(readers)}."
+        yield ""
+
+
+def _figure(figure: Mapping[str, float]) -> str:
+    return f"{figure['value']:.3f} ({_interval(figure)})"
+
+
+def _interval(figure: Mapping[str, float]) -> str:
+    return f"{figure['low']:.3f} to {figure['high']:.3f}"

@@ -207,7 +207,11 @@ def read(config: Config, uid: str, verdict: Any, reader: str) -> None:
         said = Said(verdict, reader.strip())
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--reader") from error
-    _, item = app.worklist(config).readings.add(uid, said)
+    with (
+        app.telemetry_of(config, "command") as telemetry,
+        telemetry.step("read", uid, verdict=said.verdict),
+    ):
+        _, item = app.worklist(config).readings.add(uid, said)
     click.echo(f"{uid} is {item.state}")
 
 
@@ -223,6 +227,7 @@ def readings() -> None:
 def readings_import(config: Config, file: Path, *, dry_run: bool) -> None:
     """Take readings from a CSV file, such as labels from reports: all lines or none."""
     from triage import app
+    from triage.errors import BadImport
 
     try:
         # The mark that some programs put before UTF-8 is none of the heading.
@@ -230,6 +235,10 @@ def readings_import(config: Config, file: Path, *, dry_run: bool) -> None:
             reports = app.worklist(config).readings.take(lines, OPERATOR, dry_run=dry_run)
     except OSError as error:
         raise TriageError(f"{file} cannot be read: {error.strerror}") from error
+    except BadImport as error:
+        for line, problem in error.lines:
+            click.echo(f"line {line}: {problem}")
+        raise
     wrong = [report for report in reports if report.problem]
     for report in wrong:
         click.echo(f"line {report.line}: {_printable(report.sop_instance_uid)}: {report.problem}")
@@ -663,6 +672,7 @@ def models_list(config: Config, *, as_json: bool) -> None:
 def models_show(config: Config, version: str, *, as_json: bool) -> None:
     """Show what is stated about a version: card, lineage, decisions, approval."""
     from triage import app
+    from triage.card import card
     from triage.registry import CHAMPION
 
     registry = app.registry(config)
@@ -670,35 +680,34 @@ def models_show(config: Config, version: str, *, as_json: bool) -> None:
     decisions = registry.decisions(version)
     names = [alias for alias, named in registry.aliases().items() if named == version]
     if as_json:
-        told = [
+        said = [
             {"at": d.at, "champion": d.champion, "outcome": d.outcome, "path": str(d.path)}
             for d in decisions
         ]
-        content = {"aliases": names, **model.description, "decisions": told}
+        content = {"aliases": names, **model.description, "decisions": said}
         click.echo(json.dumps(content, indent=2))
         return
-    card = model.description
+    told = model.description
     ages = model.population.age_years
     facts = {
         "version": model.version,
         "aliases": ", ".join(names) or "none",
-        "made": card["created_at"],
-        "architecture": card.get("architecture", ""),
-        "parent": card.get("parent") or "none",
-        "snapshot": card.get("data", {}).get("snapshot", ""),
-        "data": card.get("data", {}).get("name", ""),
-        "attribution": card.get("data", {}).get("attribution", ""),
+        "made": told["created_at"],
+        "architecture": told.get("architecture", ""),
+        "parent": told.get("parent") or "none",
+        "snapshot": told.get("data", {}).get("snapshot", ""),
+        "data": told.get("data", {}).get("name", ""),
+        "attribution": told.get("data", {}).get("attribution", ""),
         "population": model.population.description,
         "ages": f"{ages[0]} to {ages[1]} years" if ages else "not stated",
         "views": ", ".join(model.population.views) or "not stated",
-        "threshold": f"{model.threshold:.6f} ({card.get('threshold_rule', '')})",
+        "threshold": f"{model.threshold:.6f} ({told.get('threshold_rule', '')})",
         "pixels": model.pixel_fingerprint,
-        "device UID": card.get("device_uid", ""),
-        **{name: _figure(figure) for name, figure in _held_out(model).items()},
+        "device UID": told.get("device_uid", ""),
     }
     for name, fact in facts.items():
         click.echo(f"{name:20} {_printable(str(fact))}".rstrip())
-    for name, digest in card["files"].items():
+    for name, digest in told["files"].items():
         click.echo(f"{'file':20} {name} sha256:{digest}")
     for decision in decisions:
         report = decision.path.with_suffix(".html")
@@ -706,7 +715,9 @@ def models_show(config: Config, version: str, *, as_json: bool) -> None:
         click.echo(f"{'decision':20} {decision.at} {decision.outcome} {against}; see {report}")
     if CHAMPION not in names:
         click.echo(f"{'approved':20} {'yes' if registry.approved(version) else 'no'}")
-    click.echo("A triage aid, not a diagnosis.")
+    click.echo()
+    for line in card(model).splitlines():
+        click.echo(_printable(line))
 
 
 @models.command("lineage")

@@ -494,7 +494,7 @@ class Config(BaseModel):
     )
     retrain_base_data: OptionalPath = Field(
         default=None,
-        description="Labelled folder that the champion was trained on, to be rehearsed.",
+        description="What the champion was trained on, to be rehearsed: folder or subsample.",
     )
     retrain_pictures: int = Field(
         default=1_000,
@@ -545,6 +545,31 @@ class Config(BaseModel):
         ge=0,
         le=36_500,
         description="The same of its array, 256 x 256, for training; 0 is for ever.",
+    )
+
+    metrics_host: str = Field(
+        default="127.0.0.1",
+        min_length=1,
+        description="Address of the parts' metrics and health; they hold no patient data.",
+    )
+    metrics_port: Annotated[int, Field(ge=0, le=65_000)] = Field(
+        default=0,
+        description="Port of the first part's metrics and health; each further part has the next "
+        "(docs/metrics.md). 0 is none.",
+    )
+    traces_url: Annotated[str, AfterValidator(lambda value: _url(value) if value else value)] = (
+        Field(
+            default="",
+            description="Where traces go by OTLP over HTTP, http://HOST:4318/v1/traces; needs the "
+            "extra `otel`.",
+        )
+    )
+    traces_share: float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Share of radiographs that are traced.",
     )
 
     @model_validator(mode="after")

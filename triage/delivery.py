@@ -24,6 +24,7 @@ from triage.results import Finding
 from triage.scoring import Scorer
 from triage.sinks import Material, Sink
 from triage.spool import Spool
+from triage.telemetry import Telemetry
 from triage.worklist.deliveries import Deliveries, DeliveryClaim, Subject
 
 POLL_SECONDS = 0.5
@@ -130,6 +131,7 @@ class Deliverer:
     spool : Spool
         Keeps what is sent.
     patience : Patience
+    telemetry : Telemetry, optional
     """
 
     def __init__(
@@ -140,7 +142,9 @@ class Deliverer:
         materials: Materials,
         spool: Spool,
         patience: Patience,
+        telemetry: Telemetry | None = None,
     ) -> None:
+        self._telemetry = telemetry or Telemetry()
         self._name, self._deliveries, self._sinks = name, deliveries, sinks
         self._materials, self._spool, self._patience = materials, spool, patience
         self._log = structlog.get_logger("deliver").bind(worker=name)
@@ -178,6 +182,7 @@ class Deliverer:
 
     def _outage(self, error: WorklistError, stop: threading.Event) -> None:
         self._log.error("outage", action="worklist_unavailable", error=str(error))
+        self._telemetry.outages.labels("worklist").inc()
         stop.wait(OUTAGE_SECONDS)
 
     def _serve(self, destination: str, stop: threading.Event) -> None:
@@ -201,6 +206,16 @@ class Deliverer:
 
     def _attempt(self, sink: Sink, claim: DeliveryClaim) -> bool:
         """Build, keep and send one result; False if its destination cannot be reached."""
+        with self._telemetry.step(
+            "deliver",
+            claim.subject.sop_instance_uid,
+            destination=claim.destination,
+            kind=claim.kind.value,
+            attempt=claim.attempt,
+        ):
+            return self._take(sink, claim)
+
+    def _take(self, sink: Sink, claim: DeliveryClaim) -> bool:
         try:
             uid, file = self._kept(sink, claim)
         except WorklistError:
@@ -214,7 +229,8 @@ class Deliverer:
             self._failed(claim, DeliveryError(told, refused=True))
             return True
         try:
-            sink.send(uid, file)
+            with self._telemetry.step("send"):
+                sink.send(uid, file)
         except DeliveryError as error:
             self._failed(claim, error)
             return error.refused
@@ -232,7 +248,8 @@ class Deliverer:
             file = self._spool.path(claim.result_digest, "results")
             if file.exists():
                 return claim.result_uid, file
-        result = sink.build(self._materials.of(claim))
+        with self._telemetry.step("build"):
+            result = sink.build(self._materials.of(claim))
         digest = hashlib.sha256(result.content).hexdigest()
         file = self._spool.put(digest, result.content, "results")
         self._deliveries.built(claim, result.uid, digest)
@@ -251,6 +268,7 @@ class Deliverer:
             )
 
     def _tell(self, action: str, claim: DeliveryClaim, **facts: object) -> None:
+        self._telemetry.deliveries.labels(claim.destination, action).inc()
         (self._log.info if action == "delivered" else self._log.warning)(
             action.replace("_", " "),
             action=action,

@@ -43,6 +43,8 @@ state with a reason (``triage.worker``), or a line on standard error and an exit
 do, and never holds patient data.
 """
 
+from collections.abc import Sequence
+
 
 class TriageError(Exception):
     """Something a person must be told, in one line.
@@ -135,7 +137,18 @@ class BadCursor(WorklistError):
 
 
 class BadImport(WorklistError):
-    """A file of readings has lines that cannot be taken; nothing of it was."""
+    """A file of readings has lines that cannot be taken; nothing of it was.
+
+    Parameters
+    ----------
+    message : str
+    lines : sequence of pair of int and str
+        The numbers of the lines that cannot be taken, with why not; empty if it is no table.
+    """
+
+    def __init__(self, message: str, lines: Sequence[tuple[int, str]] = ()) -> None:
+        super().__init__(message)
+        self.lines = tuple(lines)
 
 
 class UnknownPatient(WorklistError):

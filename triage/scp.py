@@ -8,6 +8,7 @@ and a line in the log that tells an administrator which side to fix.
 import ssl
 import sys
 import threading
+import time
 import zlib
 from dataclasses import dataclass
 from io import BytesIO
@@ -51,6 +52,7 @@ from triage.identity import HEADER_KEYWORDS, Instance
 from triage.peers import Peer, admits, is_loopback
 from triage.pixels import JPEG_PROGRESSIVE
 from triage.spool import Arriving, Spool
+from triage.telemetry import Telemetry
 from triage.transport import (
     MAXIMUM_PDU,
     OPENING_SECONDS,
@@ -188,6 +190,7 @@ class Receiver:
         A larger data set is refused.
     arriving_bytes : int
         Of all data sets that are not answered yet, together.
+    telemetry : Telemetry, optional
     """
 
     def __init__(
@@ -200,7 +203,9 @@ class Receiver:
         worklist: Worklist,
         object_bytes: int = 512_000_000,
         arriving_bytes: int = 1_024_000_000,
+        telemetry: Telemetry | None = None,
     ) -> None:
+        self._telemetry = telemetry or Telemetry()
         self._door = door if isinstance(door, Door) else Door(door)
         self._limits = Limits(max_associations, idle_seconds, object_bytes, arriving_bytes)
         self._spool, self._worklist = spool, worklist
@@ -304,6 +309,7 @@ class Receiver:
         if objection is None:
             return
         answer, advice = objection
+        self._telemetry.rejected.labels("/".join(map(str, answer))).inc()
         event.assoc.acse.send_reject(*answer)
         self._log.warning(
             "rejected",
@@ -393,8 +399,16 @@ class Receiver:
 
     def _store(self, event: Event) -> int | Dataset:
         """Answer a C-STORE (PS3.4 B.2): the boundary between errors and statuses."""
+        began = time.time_ns()
+        with self._telemetry.step("receive"):
+            answer = self._answer(event, began)
+        status = answer if isinstance(answer, int) else int(answer.Status)
+        self._telemetry.stores.labels(f"0x{status:04X}").inc()
+        return answer
+
+    def _answer(self, event: Event, began: int) -> int | Dataset:
         try:
-            self._keep(event)
+            self._keep(event, began)
         except _Refusal as refusal:
             return self._refuse(event, refusal)
         except (SpoolError, WorklistError) as error:
@@ -406,7 +420,7 @@ class Receiver:
             return self._refuse(event, _Refusal(CANNOT_UNDERSTAND, "not understood", advice))
         return SUCCESS
 
-    def _keep(self, event: Event) -> None:
+    def _keep(self, event: Event, began: int) -> None:
         """Make an instance durable in spool and worklist, or refuse it."""
         request = cast("Any", event.request)
         why = cut_short(event)
@@ -445,6 +459,7 @@ class Receiver:
                 size,
             )
             if self._worklist.receive(arrival):
+                self._telemetry.received(uid, began, size)
                 self._log.info("stored", action="stored", sop_instance_uid=uid, bytes=size, **peer)
                 return
             # Another association was faster with the same UID.

@@ -73,6 +73,17 @@ class Spool:
                 "writable for this user, or set TRIAGE_HOME to another folder"
             ) from error
 
+    def reachable(self) -> None:
+        """Look whether the folder is there.
+
+        Raises
+        ------
+        SpoolError
+            It is not, or may not be written.
+        """
+        if not (self._folder.is_dir() and os.access(self._folder, os.W_OK)):
+            raise SpoolError(f"the spool {self._folder} is not there, or may not be written")
+
     def arriving(self, meta: bytes = b"") -> "Arriving":
         """A file for a data set that begins to arrive, kept by :meth:`keep` or discarded.
 

@@ -9,6 +9,7 @@ import structlog
 from triage.assessment import Assessor
 from triage.errors import ModelError, SpoolError, WorklistError
 from triage.spool import Spool
+from triage.telemetry import Telemetry
 from triage.worklist import Claim, Worklist
 
 POLL_SECONDS = 0.05
@@ -32,6 +33,9 @@ class Worker:
     current : callable
         Gives the current champion; asked before each item, so that a new champion scores
         the next radiograph.
+    telemetry : Telemetry, optional
+    beat : callable, optional
+        Called whenever the loop comes round.
     """
 
     def __init__(
@@ -40,7 +44,10 @@ class Worker:
         worklist: Worklist,
         spool: Spool,
         current: Callable[[], Assessor],
+        telemetry: Telemetry | None = None,
+        beat: Callable[[], None] = lambda: None,
     ) -> None:
+        self._telemetry, self._beat = telemetry or Telemetry(), beat
         self._name, self._worklist, self._spool = name, worklist, spool
         self._current = current
         self._log = structlog.get_logger("worker").bind(worker=name)
@@ -54,9 +61,11 @@ class Worker:
             There is no usable champion.
         """
         version = self._current().scorer.model_version
+        self._telemetry.loaded(version)
         self._log.info("ready", action="worker_ready", model_version=version)
         inherited = False
         while not stop.is_set():
+            self._beat()
             try:
                 if not inherited:
                     returned = self._worklist.abandon(self._name)
@@ -68,6 +77,7 @@ class Worker:
             except (WorklistError, ModelError) as error:
                 of = "model" if isinstance(error, ModelError) else "worklist"
                 self._log.error("outage", action=f"{of}_unavailable", error=str(error))
+                self._telemetry.outages.labels(of).inc()
                 inherited = False  # the claim that it broke off is our own
                 stop.wait(OUTAGE_SECONDS)
 
@@ -82,13 +92,15 @@ class Worker:
             Nothing can be settled now, through no fault of the item.
         """
         champion = self._current()
+        self._telemetry.loaded(champion.scorer.model_version)
         claim = self._worklist.claim(self._name)
         if claim is None:
             return False
         # The system's timer, whose signal ends the process: native code asks Python nothing.
         signal.setitimer(signal.ITIMER_REAL, SETTLE_SECONDS)
         try:
-            self._settle(claim, champion)
+            with self._telemetry.step("score", claim.sop_instance_uid, attempt=claim.attempt):
+                self._settle(claim, champion)
         except WorklistError:
             raise
         except SpoolError as error:
@@ -101,10 +113,14 @@ class Worker:
         return True
 
     def _settle(self, claim: Claim, champion: Assessor) -> None:
-        found = champion.assess(lambda: self._spool.instance(claim.digest))
+        step = self._telemetry.step
+        found = champion.assess(lambda: self._spool.instance(claim.digest), step)
         seen = (found.notes, found.picture_hash, found.novelty)
         if found.score is not None:
-            if self._worklist.scored(claim, found.score, *seen):
+            with step("record"):
+                recorded = self._worklist.scored(claim, found.score, *seen)
+            self._count("flagged" if found.score.flagged else "unflagged", recorded=recorded)
+            if recorded:
                 self._log.info(
                     "scored",
                     action="scored",
@@ -114,13 +130,21 @@ class Worker:
                     model_version=found.score.model_version,
                     novelty=None if found.novelty is None else round(found.novelty, 3),
                 )
-        elif self._worklist.not_scored(claim, str(found.reason), found.explanation, *seen):
+            return
+        reason = str(found.reason)
+        with step("record"):
+            recorded = self._worklist.not_scored(claim, reason, found.explanation, *seen)
+        self._count("not_scored", reason, recorded=recorded)
+        if recorded:
             self._log.info(
                 "not scored",
                 action="not_scored",
                 sop_instance_uid=claim.sop_instance_uid,
-                reason=found.reason,
+                reason=reason,
             )
+
+    def _count(self, outcome: str, reason: str = "", *, recorded: bool) -> None:
+        self._telemetry.settled.labels(outcome if recorded else "lost", reason).inc()
 
     def _fail(self, claim: Claim, reason: str, explanation: str) -> None:
         self._log.error(
@@ -131,4 +155,5 @@ class Worker:
             attempt=claim.attempt,
             explanation=explanation,
         )
-        self._worklist.failed(claim, reason, explanation)
+        recorded = self._worklist.failed(claim, reason, explanation)
+        self._count("broken", reason, recorded=recorded)

@@ -7,7 +7,7 @@ in shadow; a person approves it; running workers follow; the next exams are judg
 
 Whoever sends is a patient that the champion never saw. What is simulated is the site's way of
 making images (:func:`as_at_the_site`) and the readers: they say the published label, but for
-one in twenty, which they get wrong on purpose.
+one reading in twenty, which they get wrong on purpose.
 """
 
 import csv
@@ -40,17 +40,20 @@ from training.dataset import Case, read_folder
 from training.evaluate import Figure, auc, resampled
 from training.gate_report import COLOURS
 from training.paired import Difference, difference_of_aucs, roc
-from training.snapshots import base
+from training.rehearsal import rehearsal
 from triage.app import BUNDLED
 from triage.network import Network
 from triage.pixels import normalize, normalize_file
 from triage.registry import CHAMPION, ModelVersion, Registry
+from triage.scoring import Verdict
 from triage.send import send
 from triage.worklist import State, WorklistItem
-from triage.worklist.readings import UNDO
+from triage.worklist.readings import UNDO, Said
 
 WRONG = 0.05
 """Share of readings that are wrong on purpose."""
+
+READERS, THIRD_READER = ("dr-adams", "dr-baker"), "dr-clark"
 
 SIDE = 448
 """Pixels of the site's images."""
@@ -120,7 +123,7 @@ def patients_of(data: Path, champion: ModelVersion) -> dict[int, list[Case]]:
         The version was trained on other data, or on everybody.
     """
     whole = read_folder(data)
-    seen = set(base(data, champion, len(whole.cases), 1).snapshot.patients.tolist())
+    seen = set(rehearsal(data, champion, len(whole.cases), 1).patients.tolist())
     first = {case.patient: case for case in whole.cases if case.patient not in seen}
     found: dict[int, list[Case]] = {0: [], 1: []}
     for case in first.values():
@@ -139,6 +142,10 @@ class Telling:
     seconds: dict[str, float] = field(default_factory=dict)
     unchanged: Figure | None = None
     before: Figure | None = None
+    second: int = 0
+    disputes: int = 0
+    wrong_labels: list[int] = field(default_factory=lambda: [0, 0])
+    """Of exams called healthy and of exams called diseased, once disputes were settled."""
     outcome: str = ""
     decision: Mapping[str, Any] = field(default_factory=dict)
     shadow: Mapping[str, Any] = field(default_factory=dict)
@@ -291,22 +298,49 @@ class Story:
         return files
 
     def _is_read(self, files: Sequence[Path]) -> None:
-        """Two readers; one verdict in twenty is wrong."""
+        """Each by one of two readers; what is confirmed by the other, too; disputes by a third.
+
+        One reading in twenty is wrong, whoever reads.
+        """
         chance = random.Random(2)
-        table = self._folder / "readings.csv"
+        uids = [str(dcmread(path, stop_before_pixels=True).SOPInstanceUID) for path in files]
+
+        def says(uid: str) -> Verdict:
+            right = chance.random() >= WRONG
+            return "confirmed" if (self._numbers[uid].label == 1) == right else "rejected"
+
+        first = {uid: (says(uid), chance.choice(READERS)) for uid in uids}
+        self._import("first.csv", first)
+        second = {
+            uid: (says(uid), READERS[1 - READERS.index(reader)])
+            for uid, (verdict, reader) in first.items()
+            if verdict == "confirmed"
+        }
+        self._import("second.csv", second)
+        worklist = self.service.worklist()
+        try:
+            for uid, (verdict, _) in second.items():
+                if verdict != first[uid][0]:
+                    settled = Said(says(uid), THIRD_READER, adjudicates=True)
+                    worklist.readings.add(uid, settled)
+                    self.told.disputes += 1
+            stands = [worklist.item(uid).state is State.CONFIRMED for uid in uids]
+        finally:
+            worklist.close()
+        self.told.second = len(second)
+        for uid, confirmed in zip(uids, stands, strict=True):
+            wrong = confirmed != (self._numbers[uid].label == 1)
+            self.told.wrong_labels[int(confirmed)] += wrong
+        # No reading counts before its reader can no longer take it back.
+        time.sleep(UNDO.total_seconds() + 1)
+
+    def _import(self, name: str, said: Mapping[str, tuple[Verdict, str]]) -> None:
+        table = self._folder / name
         with table.open("w", newline="") as file:
             rows = csv.writer(file)
             rows.writerow(["sop_instance_uid", "verdict", "reader", "comment"])
-            for path in files:
-                uid = str(dcmread(path, stop_before_pixels=True).SOPInstanceUID)
-                diseased = self._numbers[uid].label == 1
-                if chance.random() < WRONG:
-                    diseased = not diseased
-                reader = chance.choice(["dr-adams", "dr-baker"])
-                rows.writerow([uid, "confirmed" if diseased else "rejected", reader, ""])
+            rows.writerows([uid, verdict, reader, ""] for uid, (verdict, reader) in said.items())
         self._triage("readings", "import", str(table))
-        # No reading counts before its reader can no longer take it back.
-        time.sleep(UNDO.total_seconds() + 1)
 
     def _retrains(self) -> None:
         """While exams go on coming; their latency is compared with the one before."""

@@ -48,7 +48,20 @@ QUERIES: dict[str, dict[str, Any]] = {
     "view LL (1 in 20)": {"view": "LL"},
     "a view that nobody sends": {"view": "XX"},
     "flagged, a console, a view": {"flagged": True, "console": "CR7", "view": "LL"},
+    "flagged, a console, a view, a modality": {
+        "flagged": True,
+        "console": "CR7",
+        "view": "LL",
+        "modality": "CR",
+    },
+    "not scored, a console, a view": {"state": "NOT_SCORED", "console": "CR7", "view": "LL"},
     "finding (1 in 50)": {"finding": "ROTATED"},
+    "finding (1 in 50), flagged, a console, a view": {
+        "finding": "ROTATED",
+        "flagged": True,
+        "console": "CR7",
+        "view": "LL",
+    },
     "finding (1 in 10,000)": {"finding": "UPSIDE_DOWN"},
     "a finding that nothing has": {"finding": "NEVER"},
     "received on one day": {
@@ -67,6 +80,10 @@ QUERIES: dict[str, dict[str, Any]] = {
     "search: nothing found": {"q": "zzz"},
 }
 """What is asked, by what the table calls it."""
+
+
+COPIED = ("unread", "rank_at", "modality", "view_position", "calling_ae_title")
+"""What a note's row has of its item."""
 
 
 def rows(count: int) -> Iterator[list[dict[str, Any]]]:
@@ -146,7 +163,7 @@ def item_notes(connection: Connection, chunk: list[dict[str, Any]]) -> list[dict
         select(Item.sop_instance_uid, Item.id).where(Item.sop_instance_uid.in_(noted))
     )
     return [
-        {"item_id": key, "code": code, "unread": row["unread"], "rank_at": row["rank_at"]}
+        {"item_id": key, "code": code} | {name: row[name] for name in COPIED}
         for uid, key in keys
         for row in [noted[uid]]
         for code in row["notes"]
@@ -201,13 +218,13 @@ def site(url: str, count: int) -> Iterator[tuple[Visitor, str]]:
     worklist.close()
 
 
-def measure(visitor: Visitor, asked: dict[str, Any]) -> float:
-    """Milliseconds until the answer is here."""
+def measure(visitor: Visitor, asked: dict[str, Any]) -> tuple[float, int]:
+    """Milliseconds until the answer is here, and how many exams are in it."""
     began = time.perf_counter()
     answer = visitor.get("/api/v1/items", params={"limit": 100, **asked})
     took = (time.perf_counter() - began) * 1000
     answer.raise_for_status()
-    return took
+    return took, len(answer.json()["items"])
 
 
 @click.command()
@@ -217,17 +234,23 @@ def measure(visitor: Visitor, asked: dict[str, Any]) -> float:
 def main(few: str, many: str, sizes: tuple[int, int]) -> None:
     """Print the table."""
     with site(few, sizes[0]) as small, site(many, sizes[1]) as large:
-        click.echo(f"| asked for | {sizes[0]:,} | {sizes[1]:,} | ratio |\n|---|---|---|---|")
+        click.echo(f"| asked for | {sizes[0]:,} | {sizes[1]:,} | ratio | exams on the page |")
+        click.echo("|---|---|---|---|---|")
         for name, query in QUERIES.items():
             times: tuple[list[float], list[float]] = ([], [])
+            exams = [0, 0]
             for _ in range(RUNS):
-                for (visitor, middle), found in zip((small, large), times, strict=True):
+                for at, (visitor, middle) in enumerate((small, large)):
                     cursor = {"cursor": middle} if name == MIDDLE else {}
-                    found.append(measure(visitor, query | cursor))
+                    took, exams[at] = measure(visitor, query | cursor)
+                    times[at].append(took)
                 if sum(times[1]) > PATIENCE_MS:
                     break
             short, long = (statistics.median(found) for found in times)
-            click.echo(f"| {name} | {short:.1f} ms | {long:.1f} ms | {long / short:.2f} |")
+            click.echo(
+                f"| {name} | {short:.1f} ms | {long:.1f} ms | {long / short:.2f} | "
+                f"{' and '.join(map(str, dict.fromkeys(exams)))} |"
+            )
 
 
 if __name__ == "__main__":

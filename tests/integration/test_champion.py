@@ -142,6 +142,18 @@ def test_a_fold_s_network_can_be_the_version(
     assert parts["train"]["patients"] + parts["held_out"]["patients"] == 16
     assert set(told["metrics"]["held_out"]) >= {"auc", "sensitivity"}
     assert told["threshold"] == version.threshold
+    stressed = training(
+        "stress", "--data", folder, "--model", tmp_path / "model", "--pictures", 99, "--into",
+        tmp_path / "told", "--out", tmp_path / "table.md",
+    )  # fmt: skip
+    assert stressed.returncode == 0, stressed.stderr
+    # Without the cross-validation, on nobody that this network was trained on.
+    unseen = read_folder(folder).never_seen(told)
+    known = ModelVersion.load(tmp_path / "told")
+    assert known.description["robustness"]["pictures"] == len(unseen)
+    assert known.description["parent"] == told["version"]
+    assert known.description["files"] == told["files"]
+    assert "| its borders alone |" in card(known)
 
 
 def test_keras_goes_on_from_the_exported_network(
@@ -185,6 +197,13 @@ def test_stress_tells_every_change(
         for strength in STRENGTHS:
             assert f"| {name} | {strength} | " in text
     assert "| only borders |" in text
+    seen = tmp_path / "seen.toml"
+    seen.write_text('"train/NORMAL/nobody.jpeg" = "nothing"')
+    more = ("--crossvalidated", crossvalidated, "--into", tmp_path / "told")
+    strange = training("stress", *options, *more, "--seen", seen)
+    assert strange.returncode == 1
+    assert "nobody.jpeg is not among the worst failures" in strange.stderr
+    assert "gamma" not in strange.stderr
     without = training("stress", *options)
     assert without.returncode == 1
     assert "--crossvalidated" in without.stderr
@@ -233,6 +252,7 @@ def test_a_stopped_crossvalidation_goes_on(
         (("--folds", 9), None, "has 8 patients; 9 folds"),
         ((), "plan.json", "damaged"),
         ((), "fold1/last.keras", "damaged"),
+        ((), "fold1/larger_l2", "another architecture"),
         ((), "fold1/history.json", "damaged"),
         ((), "fold1/out_of_fold.npz", "damaged"),
     ],
@@ -248,7 +268,12 @@ def test_what_cannot_be_cross_validated_ends_in_one_line(
     """Exit status 1, what and where, no traceback, before any epoch."""
     copy = tmp_path / "folds"
     shutil.copytree(crossvalidated, copy)
-    if damage:
+    if damage == "fold1/larger_l2":
+        from training.networks import build
+
+        build("larger_l2").save(copy / "fold1" / "last.keras")
+        (copy / "fold1" / "network.xml").unlink()
+    elif damage:
         (copy / damage).write_text("{ damaged")
         if "out_of_fold" not in damage:
             (copy / "fold1" / "network.xml").unlink()

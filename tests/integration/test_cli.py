@@ -20,6 +20,9 @@ from pydicom.uid import generate_uid
 from tests.builders import chest_radiograph, encoded, picture, radiograph, save
 from tests.conftest import ROOT, SAMPLES, Service, free_port, wait_for
 from tests.versions import another
+from training.__main__ import main as training
+from training.retrain import main as retrain
+from triage.card import card
 from triage.cli import main
 from triage.config import Config
 from triage.identity import Instance
@@ -97,14 +100,19 @@ def commands(
             yield (*path, name), command
 
 
-def test_every_command_and_option_is_documented() -> None:
+@pytest.mark.parametrize(
+    ("program", "group"),
+    [("triage", main), ("triage-retrain", retrain), ("python -m training", training)],
+)
+def test_every_command_and_option_is_documented(program: str, group: click.Group) -> None:
     """In docs/commands.md, in the row that begins with the command; and no others are."""
     text = (ROOT / "docs" / "commands.md").read_text()
-    rows = [line.replace(r"\|", "/") for line in text.splitlines() if line.startswith("| `triage ")]
+    begin = f"| `{program} "
+    rows = [line.replace(r"\|", "/") for line in text.splitlines() if line.startswith(begin)]
     documented = {}
     for row in rows:
-        usage = row.split("`")[1]
-        words = [word for word in usage.split()[1:] if re.fullmatch("[a-z]+", word)]
+        usage = row.removeprefix(begin).split("`")[0]
+        words = [word for word in usage.split() if re.fullmatch("[a-z]+", word)]
         documented[tuple(words)] = set(re.findall(r"--[a-z-]+", usage))
     existing = {
         words: {
@@ -114,7 +122,7 @@ def test_every_command_and_option_is_documented() -> None:
             for option in parameter.opts
             if option.startswith("--")
         }
-        for words, command in commands()
+        for words, command in commands(group)
     }
     assert documented == existing
 
@@ -562,6 +570,7 @@ def test_models_travel_and_are_promoted_by_commands(served: Service, tmp_path: P
     shown = works(served, "models", "show", version)
     for word in ("challenger", champion, "parent", "threshold", "approved             no"):
         assert word in shown
+    assert card(Registry(served.home / "models").version(version)) in f"{shown}\n"
     assert json.loads(works(served, "models", "show", version, "--json"))["version"] == version
     assert "0.1235" in works(served, "models", "compare", champion, version)
     assert "has not compared" in fails(served, 1, "models", "approve", version)

@@ -85,7 +85,8 @@ def test_an_exam_that_was_trained_on_is_refused(home: Path, tmp_path: Path) -> N
             source = exam / name / f"{name}-{seed % PAIRS}.png"
             (exam / name / f"{name}-{seed}.png").write_bytes(source.read_bytes())
     known = json.loads((registry.champion().folder / "model.json").read_text())
-    data = {**known["data"], "snapshot": read_folder(exam).digest}
+    parts = {"train": known["data"]["parts"]["train"]}
+    data = {**known["data"], "snapshot": read_folder(exam).digest, "parts": parts}
     version = registry.add(another(tmp_path / "another", data=data).folder).version
     done = gate(home, "--challenger", version, "--exam", exam, "--trained-on", exam)
     assert done.returncode == 0, done.stderr

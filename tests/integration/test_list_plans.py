@@ -1,7 +1,7 @@
 """The list stays fast: no filter of it makes the database look at every row."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from sqlalchemy import Engine, event, insert
@@ -47,8 +47,8 @@ def full(worklist: Worklist, database_url: str) -> Iterator[Engine]:
     engine.dispose()
 
 
-def plans(worklist: Worklist, wanted: Filter) -> list[tuple[str, list[str]]]:
-    """What a page asks of the items, and how the database goes about it."""
+def plans(worklist: Worklist, ask: Callable[[], object]) -> list[tuple[str, list[str]]]:
+    """What a question asks of the items, and how the database goes about it."""
     asked: list[tuple[str, object]] = []
 
     def note(
@@ -60,7 +60,7 @@ def plans(worklist: Worklist, wanted: Filter) -> list[tuple[str, list[str]]]:
     engine = worklist._reading
     event.listen(engine, "before_cursor_execute", note)
     try:
-        worklist.queries.page(wanted, 100)
+        ask()
     finally:
         event.remove(engine, "before_cursor_execute", note)
     explain = "EXPLAIN QUERY PLAN " if engine.dialect.name == "sqlite" else "EXPLAIN "
@@ -82,13 +82,20 @@ def plans(worklist: Worklist, wanted: Filter) -> list[tuple[str, list[str]]]:
 @pytest.mark.parametrize("name", FILTERS)
 def test_no_filter_scans_or_sorts_the_table(worklist: Worklist, full: Engine, name: str) -> None:
     """Each page is read along an index, in the order that it is shown in."""
-    for statement, steps in plans(worklist, FILTERS[name]):
+    for statement, steps in plans(worklist, lambda: worklist.queries.page(FILTERS[name], 100)):
         for step in steps:
             assert "Seq Scan on items" not in step, (statement, steps)
             assert step != "SCAN items", (statement, steps)
             if "rank_at" in statement.rpartition("ORDER BY")[2] and not FILTERS[name].search:
                 assert "TEMP B-TREE FOR ORDER BY" not in step, (statement, steps)
                 assert "Sort" not in step, (statement, steps)
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_the_dashboard_reads_its_days_only(worklist: Worklist, full: Engine) -> None:
+    """None of its figures reads all exams; PostgreSQL knows how many are of these days."""
+    for statement, steps in plans(worklist, lambda: worklist.statistics.figures(30)):
+        assert not any(step.startswith("SCAN items") for step in steps), (statement, steps)
 
 
 def test_the_pages_together_are_the_list_each_exam_once(worklist: Worklist, full: Engine) -> None:

@@ -138,7 +138,11 @@ def test_two_readers_may_disagree_and_a_third_settles_it(hall: Hall, running: Se
 
     chief = hall.desk("olga")
     chief.go("/adjudication")
-    chief.page.click(f"text=ACC{number:05d}")
+    chief.page.wait_for_selector("#body tr")
+    chief.press("j")
+    chief.page.wait_for_selector("#body a:focus")
+    chief.page.focus(f"text=ACC{number:05d}")
+    chief.press("Enter")
     chief.shown(uid(number))
     chief.page.check("#adjudicate")
     chief.press("c")
@@ -222,6 +226,20 @@ def test_all_exams_come_by_scrolling_and_search_finds_one(hall: Hall) -> None:
     desk.press("Enter", "Enter")
     desk.shown(uid(123))
     expect(desk.page.locator("#priors a")).to_have_count(1)
+    assert desk.complaints == []
+
+
+def test_the_site_s_own_viewer_is_one_key_away(hall: Hall, running: Service) -> None:
+    desk = hall.desk("anna")
+    desk.page.context.route("https://viewer.invalid/**", lambda route: route.fulfill(body="viewer"))
+    desk.exam(24)
+    item = running.worklist().item(uid(24))
+    with desk.page.expect_popup() as opened:
+        desk.press("v")
+    assert opened.value.url == (
+        f"https://viewer.invalid/open?study={item.study_instance_uid}&accession=ACC00024"
+    )
+    assert opened.value.evaluate("window.opener") is None
     assert desk.complaints == []
 
 

@@ -13,14 +13,18 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from sqlalchemy import select, update
 
-from tests.conftest import wait_for
+from sample_dicom.draw import chest
+from tests.conftest import ROOT, wait_for
 from tests.retraining import config, fill, interrupted, retrain, settings
+from training.rehearsal import Rehearsal, store
 from triage import app
 from triage.config import Config
 from triage.errors import ConfigError, DataError, ModelError, UnknownItem
+from triage.pixels import SIDE
 from triage.registry import CHALLENGER, SHADOW, Registry, file_hash
 from triage.worklist import Worklist
 from triage.worklist.retrainings import LEASE, MOST_ATTEMPTS, RetrainingState
@@ -329,13 +333,13 @@ def test_of_two_schedulers_one_starts_a_due_job_once(
     assert sum(entry["action"] == "schedule_kept" for entry in kept) == 1
 
 
-def make_due(url: str, given: Config) -> None:
-    """Put the schedule's job into the database, missed a minute ago."""
+def make_due(url: str, given: Config, minutes: int = 1) -> None:
+    """Put the schedule's job into the database, missed so many minutes ago."""
     from training.retrain import _scheduler
 
     worklist = Worklist(url)
     _scheduler(given, worklist).shutdown()
-    ago = dt.datetime.now(dt.UTC) - dt.timedelta(minutes=1)
+    ago = dt.datetime.now(dt.UTC) - dt.timedelta(minutes=minutes)
     with worklist.engine().begin() as connection:
         state = pickle.loads(connection.scalar(select(RetrainJob.job_state)) or b"")
         changed = {
@@ -344,6 +348,115 @@ def make_due(url: str, given: Config) -> None:
         }
         connection.execute(update(RetrainJob).values(changed))
     worklist.close()
+
+
+def test_a_start_that_was_missed_for_too_long_waits_for_the_next(home: Path) -> None:
+    """Nobody wants Saturday's retraining in Monday's clinic."""
+    more = {"retrain_schedule": "0 2 1 1 *", "retrain_grace_minutes": 60}
+    make_due(config(home).worklist_url, config(home, **more), 61)
+    node = retrain(settings(home, **more), "schedule", "--keep")
+    worklist = app.worklist(config(home))
+    try:
+        now = dt.datetime.now(dt.UTC)
+        wait_for(lambda: (worklist.retrainings.scheduled().get("retrain") or now) > now, 60.0)
+    finally:
+        node.send_signal(signal.SIGTERM)
+        _, log = node.communicate(timeout=60)
+    assert worklist.retrainings.records() == []
+    assert "schedule_missed" in {json.loads(line)["action"] for line in log.splitlines()}
+    worklist.close()
+
+
+def test_enough_new_readings_start_a_retraining_once(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the first look; the same readings start no other, though it came to nothing."""
+    from training.retrain import fire_if_worth_it
+
+    strict = home / "strict.toml"
+    strict.write_text("", "utf-8")
+    given = settings(home, retrain_schedule="after-readings", retrain_policy=strict)
+    node = retrain(given, "schedule", "--keep")
+    worklist = app.worklist(config(home))
+    try:
+        wait_for(lambda: worklist.retrainings.last(RetrainingState.NOTHING), 120.0)
+    finally:
+        node.send_signal(signal.SIGTERM)
+        node.communicate(timeout=60)
+    [record] = worklist.retrainings.records()
+    assert record.trigger == "schedule"
+    assert "the site exam is too small" in record.reason
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    fire_if_worth_it()
+    assert worklist.retrainings.records() == [record]
+    worklist.close()
+
+
+def test_starts_are_moved_at_random_by_no_more_than_was_said(home: Path) -> None:
+    """Many sites that share a machine would else start at the same second."""
+    from training.retrain import _scheduler
+
+    worklist = app.worklist(config(home))
+    exact = dt.datetime(dt.datetime.now(dt.UTC).year + 1, 1, 1, 2, tzinfo=dt.UTC)
+    moved = set()
+    for minutes in range(60, 66):
+        # Another grace is another schedule, so that the time is drawn anew.
+        more = {"retrain_jitter_seconds": 600, "retrain_grace_minutes": minutes}
+        _scheduler(config(home, retrain_schedule="0 2 1 1 *", **more), worklist).shutdown()
+        due = worklist.retrainings.scheduled()["retrain"]
+        assert due is not None
+        assert abs(due - exact) <= dt.timedelta(seconds=600)
+        moved.add(due)
+    assert len(moved) > 1
+    worklist.close()
+
+
+def test_a_retraining_gives_way_to_everything_else() -> None:
+    """19 is the idle policy of the thread that trains; threads are limited before TensorFlow."""
+    told = (
+        "import os; from training.retrain import _limit; from training.retraining import _give_way;"
+        "_limit(1); _give_way(19);"
+        "print(os.nice(0), os.sched_getscheduler(0) == os.SCHED_IDLE,"
+        " os.environ['TF_NUM_INTRAOP_THREADS'], os.environ['OMP_NUM_THREADS'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", told],
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["19", "True", "1", "1"]
+
+
+def test_a_stored_subsample_is_rehearsed(home: Path) -> None:
+    """And told of: what of it, and that the champion's weights were left out."""
+    champion = Registry(config(home).models_folder).champion()
+    shown = [chest(n, opacity=0.9 * (n % 2), shape=(SIDE, SIDE)) for n in range(12)]
+    drawn = Rehearsal(
+        "",
+        champion.description["data"]["snapshot"],
+        np.arange(12) % 2,
+        np.array([f"base-{number}" for number in range(12)]),
+        lambda: np.stack(shown).astype(np.float16),
+    )
+    file = home / "subsample.npz"
+    store(drawn, champion, file)
+    environment = settings(home, retrain_base_data=file, retrain_epochs=1)
+    process = retrain(environment, "run")
+    told, log = process.communicate(timeout=600)
+    assert process.returncode == 0, told + log
+    models = Registry(config(home).models_folder)
+    said = models.version(models.aliases()[CHALLENGER]).description
+    assert said["data"]["base"] == drawn.of
+    assert said["data"]["parts"]["rehearsal"] == {"patients": 12, "NORMAL": 6, "PNEUMONIA": 6}
+    assert said["training"]["champion_in_weights"] == 0
+    file.write_bytes(file.read_bytes()[:-100])
+    process = retrain(environment, "run", "--force")
+    told, log = process.communicate(timeout=600)
+    assert process.returncode == 1
+    assert "is no stored subsample, or damaged" in log
 
 
 def test_a_changed_schedule_replaces_the_job_and_none_removes_it(home: Path) -> None:

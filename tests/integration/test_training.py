@@ -207,7 +207,13 @@ def test_an_unknown_architecture_is_named(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "words"), [("run.json", "damaged"), ("last.keras", "damaged"), (None, "another run")]
+    ("file", "words"),
+    [
+        ("run.json", "damaged"),
+        ("last.keras", "damaged"),
+        ("larger_l2", "another architecture than final_model"),
+        (None, "another run"),
+    ],
 )
 def test_a_checkpoint_that_does_not_fit_is_refused(
     file: str | None, words: str, folder: Path, tmp_path: Path
@@ -226,7 +232,11 @@ def test_a_checkpoint_that_does_not_fit_is_refused(
     (checkpoint / "run.json").write_text(json.dumps(identity))
     row = {"accuracy": 0.5, "loss": 1.0, "val_accuracy": 0.5, "val_loss": 1.0}
     (checkpoint / "history.json").write_text(json.dumps([row]))
-    if file:
+    if file == "larger_l2":
+        from training.networks import build
+
+        build(file).save(checkpoint / "last.keras")
+    elif file:
         (checkpoint / file).write_text("{ damaged")
     done = train(folder, tmp_path / "model")
     assert done.returncode == 1
@@ -253,6 +263,22 @@ def test_a_patient_in_two_splits_is_refused(folder: Path, tmp_path: Path) -> Non
     first = own / "train" / "NORMAL" / "IM-0000-0000.jpeg"
     first.rename(first.with_name("child-17.jpeg"))
     with pytest.raises(DataError, match=r"two splits: test/NORMAL/IM-0000-0000\.jpeg"):
+        read_folder(own)
+
+
+def test_a_picture_in_two_splits_or_classes_is_refused(folder: Path, tmp_path: Path) -> None:
+    """Whatever its name says: by its content."""
+    own = tmp_path / "own"
+    shutil.copytree(folder, own)
+    first = own / "train" / "NORMAL" / "IM-0000-0000.jpeg"
+    first.rename(first.with_name("child-17.jpeg"))
+    (own / "test").mkdir()
+    copy = own / "test" / "child-18.jpeg"
+    shutil.copy(first.with_name("child-17.jpeg"), copy)
+    with pytest.raises(DataError, match=r"picture is in two splits: test/child-18\.jpeg"):
+        read_folder(own)
+    copy.rename(own / "train" / "PNEUMONIA" / "child-19.jpeg")
+    with pytest.raises(DataError, match=r"both classes: train/NORMAL/child-17\.jpeg"):
         read_folder(own)
 
 

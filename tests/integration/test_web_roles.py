@@ -22,6 +22,8 @@ ANYBODY = None
 
 NEEDS: dict[str, Role | None] = {
     "GET /static/nothing": ANYBODY,
+    "GET /healthz": ANYBODY,
+    "GET /readyz": ANYBODY,
     "GET /sign-in": ANYBODY,
     "POST /sign-in": ANYBODY,
     "GET /sign-in/provider": ANYBODY,

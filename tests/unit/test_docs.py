@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
+from triage.card import card
+from triage.registry import ModelVersion
 
 SOURCES = [*sorted((ROOT / "triage").rglob("*.py")), *sorted((ROOT / "training").rglob("*.py"))]
 CODE = re.compile(r'"([A-Z]+(?:_[A-Z0-9]+)+|DERIVED|LOCALIZER)"')
@@ -40,13 +42,33 @@ def test_no_machine_path_or_index_host_is_in_the_tree() -> None:
 
 
 def test_the_model_document_tells_the_bundled_model_s_own_figures() -> None:
-    """Name, threshold and held-out figures are those in model.json."""
+    """Name, threshold and figures are those in model.json."""
     text = (ROOT / "docs" / "model.md").read_text()
     file = max((ROOT / "triage" / "bundled").glob("*/model.json"))
     told = json.loads(file.read_text())
     assert told["version"] in text
     assert told["data"]["snapshot"] in text
     assert f"{told['threshold']:.4f}" in text
-    for figure in told["metrics"]["held_out"].values():
-        row = f"| {figure['value']:.3f} | {figure['low']:.3f} to {figure['high']:.3f} |"
-        assert row in text, row
+    for part in ("out_of_fold", "held_out", "copies"):
+        for figure in told["metrics"][part].values():
+            row = f"| {figure['value']:.3f} | {figure['low']:.3f} to {figure['high']:.3f} |"
+            assert row in text, (part, row)
+
+
+def test_the_model_card_and_the_table_are_the_bundled_version_s() -> None:
+    """As the commands write them; with what was found, and the failures described."""
+    version = ModelVersion.load(max((ROOT / "triage" / "bundled").glob("*/model.json")).parent)
+    assert (ROOT / "docs" / "model-card.md").read_text().startswith(card(version))
+    table = (ROOT / "docs" / "robustness.md").read_text()
+    assert table.startswith(f"# Robustness of {version.version}\n")
+    for name, area in version.description["robustness"]["auc_by"].items():
+        assert f"| {name} |  | {area['value']:.3f} (" in table, name
+    assert all(row["seen"] for row in version.description["failures"]["worst"])
+
+
+def test_the_bundled_weights_are_in_half_precision() -> None:
+    """Two bytes each, and all files of the version well under 12 MB."""
+    version = ModelVersion.load(max((ROOT / "triage" / "bundled").glob("*/model.json")).parent)
+    sizes = {name: (version.folder / name).stat().st_size for name in version.description["files"]}
+    assert sizes["model.bin"] < 2.01 * version.description["parameters"]
+    assert sum(sizes.values()) < 12e6

@@ -19,10 +19,12 @@ from starlette.staticfiles import StaticFiles
 from triage import __version__
 from triage.config import Config
 from triage.errors import ModelError
+from triage.health import Health
 from triage.registry import ModelVersion, Registry
 from triage.scoring import Scorer
 from triage.spool import Spool
-from triage.web import api, pages, problems, signin
+from triage.telemetry import Telemetry
+from triage.web import api, pages, probes, problems, signin
 from triage.web.headers import BodyLimit, Headers
 from triage.web.live import Live
 from triage.web.pictures import Pictures
@@ -57,6 +59,8 @@ class Site:
         From a :class:`ModelVersion` to its network, loaded anew at each call.
     stop : threading.Event
         Set when the service ends: streams end then, too.
+    telemetry : Telemetry
+    health : Health
     """
 
     config: Config
@@ -65,6 +69,8 @@ class Site:
     models: Registry
     scorer: Callable[[ModelVersion], Scorer]
     stop: threading.Event = field(default_factory=threading.Event)
+    telemetry: Telemetry = field(default_factory=Telemetry)
+    health: Health = field(default_factory=lambda: Health({}))
 
 
 def build(site: Site) -> FastAPI:
@@ -100,6 +106,7 @@ def build(site: Site) -> FastAPI:
     app.mount("/static", _Static(directory=FOLDER / "static"), name="static")
     app.include_router(signin.router)
     app.include_router(pages.router)
+    app.include_router(probes.router)
     app.include_router(api.router)
     app.state.live = Live(site.worklist, site.stop)
     app.state.calibrated = _calibrated(site.models)

@@ -6,6 +6,7 @@ random sample stays hidden from whoever has not read it, on every route.
 
 import datetime as dt
 import shutil
+from asyncio import to_thread
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from io import TextIOWrapper
 from tempfile import SpooledTemporaryFile
@@ -25,6 +26,7 @@ from triage.web.signin import Viewer, require
 from triage.worklist import State, Worklist, WorklistItem
 from triage.worklist.accounts import Role, User
 from triage.worklist.audit import Action
+from triage.worklist.deliveries import DeliveryState
 from triage.worklist.drifts import Measure
 from triage.worklist.queries import MOST, Filter, Moved
 from triage.worklist.readings import EXPORTED, LONGEST_COMMENT, UNDO, Once, ReadingRecord, Said
@@ -35,6 +37,10 @@ Reader = Annotated[User, Depends(require(Role.READER))]
 Operator = Annotated[User, Depends(require(Role.OPERATOR))]
 
 Uid = Annotated[str, Path(max_length=64, pattern=r"^[0-9.]+$", description="SOP Instance UID")]
+
+
+MOST_PARKED = 50
+"""Parked deliveries that the operator's view lists; the command lists all."""
 
 
 class _Answer(BaseModel):
@@ -206,10 +212,16 @@ class DriftOut(_Answer):
 class OperationsOut(_Answer):
     """The operator's view."""
 
+    parts: list[dict[str, Any]]
+    """The service's processes, on all nodes; `runs` is false for one that has fallen silent."""
+    missing: list[str]
+    """Parts that no node runs, though exams need them."""
     model_version: str | None
     counts: dict[str, int]
     oldest_waiting: dt.datetime | None
     deliveries: list[dict[str, Any]]
+    parked: list[dict[str, Any]]
+    """Deliveries that were given up, the newest first; at most 50."""
     commitments: dict[str, int]
     shadow: dict[str, Any] | None
     """What the challenger in shadow says, if there is one."""
@@ -305,6 +317,7 @@ def exam(request: Request, response: Response, user: Viewer, uid: Uid) -> ExamOu
 def priors(request: Request, user: Viewer, uid: Uid) -> ItemsOut:
     """Other items of the same patient, the newest first."""
     found = _worklist(request).queries.priors(_uid(uid))
+    _audit(request, user, Action.SAW_LIST, uid, {"priors": len(found)})
     return ItemsOut(items=_shown(request, user, found))
 
 
@@ -332,21 +345,24 @@ def read(
         if idempotency_key is None
         else Once.of(idempotency_key, uid, said.model_dump(mode="json"))
     )
-    reading, after = worklist.readings.add(
-        uid,
-        Said(
-            said.verdict,
-            user.name,
-            said.comment,
-            None if said.location is None else (said.location.x, said.location.y),
-            said.adjudicates,
-            "page",
-        ),
-        # What does not match any revision of ours never will.
-        revision=item.revision if if_match == "*" else _revision(uid, if_match),
-        once=once,
-        undo=UNDO,
-    )
+    telemetry = request.app.state.site.telemetry
+    with telemetry.step("read", uid, verdict=said.verdict):
+        reading, after = worklist.readings.add(
+            uid,
+            Said(
+                said.verdict,
+                user.name,
+                said.comment,
+                None if said.location is None else (said.location.x, said.location.y),
+                said.adjudicates,
+                "page",
+            ),
+            # What does not match any revision of ours never will.
+            revision=item.revision if if_match == "*" else _revision(uid, if_match),
+            once=once,
+            undo=UNDO,
+        )
+    telemetry.readings.labels(said.verdict).inc()
     response.headers["ETag"] = etag(after)
     (visible,) = _shown(request, user, [after])
     return ReadOut(reading=_reading(reading), item=visible, undo_seconds=UNDO.seconds)
@@ -379,6 +395,7 @@ def adjudication(
 ) -> PageOut:
     """Items on which two readers differ, and nobody has adjudicated."""
     page = _worklist(request).queries.page(Filter(disagreement=True), limit, cursor, user.name)
+    _audit(request, user, Action.SAW_LIST, detail={"adjudication": True})
     return PageOut(items=_shown(request, user, page.items), next=page.next)
 
 
@@ -453,14 +470,21 @@ def drift(
 
 @router.get("/operations", responses=_SIGNED_IN)
 def operations(request: Request, _user: Operator) -> OperationsOut:
-    """Queues, parked deliveries, the model and the disk."""
+    """Parts, queues, parked deliveries, the model and the disk."""
     site, worklist = request.app.state.site, _worklist(request)
     disk = shutil.disk_usage(site.config.home)
+    parts = worklist.parts.records()
+    needed = ["receive", "score", *(["deliver"] if site.config.destinations else [])]
     return OperationsOut(
+        parts=[_plain(each) for each in parts],
+        missing=[role for role in needed if not any(p.runs and p.role == role for p in parts)],
         model_version=site.models.aliases().get(CHAMPION),
         counts={str(state): count for state, count in worklist.counts().items()},
         oldest_waiting=worklist.oldest_received(),
         deliveries=[_plain(each) for each in worklist.deliveries.backlogs()],
+        parked=[
+            _plain(each) for each in worklist.deliveries.records(DeliveryState.PARKED, MOST_PARKED)
+        ],
         commitments={str(s): n for s, n in worklist.commitments.counts().items()},
         shadow=_shadow(site.models.aliases(), worklist),
         drift=[alarm.as_json() for alarm in worklist.drifts.alarms()],
@@ -488,6 +512,7 @@ async def live(
         (visible,) = _shown(request, user, [moved.item])
         return visible.model_dump(mode="json")
 
+    await to_thread(_audit, request, user, Action.SAW_LIST, detail={"live": True})
     stream: AsyncIterator[bytes] = request.app.state.live.stream(last_event_id, row)
     return StreamingResponse(stream, media_type="text/event-stream")
 
@@ -512,10 +537,10 @@ async def import_readings(
         async for chunk in request.stream():
             kept.write(chunk)
         kept.seek(0)
+        if b"\0" in (first := kept.read(4_096)) or not first:
+            raise BadImport("the body is no CSV in UTF-8")
+        kept.seek(0)
         lines = TextIOWrapper(kept, encoding="utf-8-sig", newline="")
-        if "\0" in (first := lines.read(4_096)) or not first:
-            raise BadImport("the body is no CSV")
-        lines.seek(0)
         reports = await run_in_threadpool(
             _worklist(request).readings.take, lines, user.name, dry_run=dry_run
         )

@@ -62,6 +62,7 @@ def heat_map(request: Request, user: Viewer, uid: Uid) -> Response:
             f"{uid} has no score to explain, or none that you may see before you read it"
         )
     heat = _pictures(request).heat_map(item.digest, item.model_version)
+    worklist.audit.record(user.name, Action.SAW_PICTURE, uid, {"heat_map": item.model_version})
     return Response(heat.png, headers={LEGEND: heat.legend}, media_type="image/png")
 
 

@@ -182,10 +182,14 @@ def answer(request: Request, error: TriageError) -> Response:
             f"?next={quote(asked, safe='')}" if request.method == "GET" and asked != "/" else ""
         )
         return RedirectResponse(f"/sign-in{follow}", 303)
-    headers = {}
+    headers, complaints = {}, None
     if isinstance(error, TooManyAttempts):
         headers["Retry-After"] = str(error.retry_seconds)
-    return _shown(request, status_of(error), str(error), type(error).__name__, headers=headers)
+    if isinstance(error, BadImport) and error.lines:
+        complaints = [
+            {"where": ["body", f"line {line}"], "what": what} for line, what in error.lines
+        ]
+    return _shown(request, status_of(error), str(error), type(error).__name__, complaints, headers)
 
 
 def status_of(error: TriageError) -> int:

@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 CSRF_HEADER = "X-CSRF-Token"
 CSRF_FIELD = "csrf_token"
 
-PUBLIC = ("/sign-in", "/sign-in/provider", ANSWER)
-"""What is shown without a session: how to get one."""
+PUBLIC = ("/sign-in", "/sign-in/provider", ANSWER, "/healthz", "/readyz")
+"""What is shown without a session: how to get one, and whether this part can work."""
 
 STATIC = "/static/"
 """Style and scripts of the page; no data."""

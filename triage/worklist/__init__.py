@@ -30,6 +30,8 @@ from triage.worklist.items import State, WorklistItem, find, place, shown, unkno
 from triage.worklist.journal import journal as _journal
 from triage.worklist.journal import now as _now
 from triage.worklist.learning import Learning
+from triage.worklist.levels import Gauges
+from triage.worklist.parts import Parts
 from triage.worklist.queries import Queries
 from triage.worklist.readings import Readings
 from triage.worklist.retention import Retention
@@ -130,6 +132,8 @@ class Worklist:
     shadows : Shadows
     drifts : Drifts
     retention : Retention
+    gauges : Gauges
+    parts : Parts
 
     Raises
     ------
@@ -165,6 +169,8 @@ class Worklist:
         self.shadows = Shadows(self._transaction)
         self.drifts = Drifts(self._transaction)
         self.retention = Retention(self._transaction)
+        self.gauges = Gauges(self._transaction, self.deliveries)
+        self.parts = Parts(self._transaction)
         try:
             require_current(self._reading)
         except WorklistError:

@@ -360,7 +360,8 @@ class Deliveries:
                 func.min(Delivery.created_at),
                 func.max(Delivery.error),
             )
-            .where(Delivery.state != DeliveryState.DELIVERED)
+            # Not "is not DELIVERED": that would be read along all that ever was delivered.
+            .where(Delivery.state.in_((DeliveryState.PENDING, DeliveryState.PARKED)))
             .group_by(Delivery.destination, Delivery.state)
         )
         with self._transaction() as session:

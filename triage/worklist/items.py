@@ -137,7 +137,15 @@ def place(session: Session, item: Item) -> None:
     """Write an item's notes beside its place in the reading order, as both are now."""
     session.execute(delete(ItemNote).where(ItemNote.item_id == item.id))
     session.add_all(
-        ItemNote(item_id=item.id, code=code, unread=item.unread, rank_at=item.rank_at)
+        ItemNote(
+            item_id=item.id,
+            code=code,
+            unread=item.unread,
+            rank_at=item.rank_at,
+            modality=item.modality,
+            view_position=item.view_position,
+            calling_ae_title=item.calling_ae_title,
+        )
         for code in dict.fromkeys(item.notes)
     )
 

@@ -158,7 +158,9 @@ class Queries:
                     query = select(Item).where(*conditions).limit(missing)
                     if wanted.finding:
                         query = query.join(ItemNote, ItemNote.item_id == Item.id).where(
-                            ItemNote.code == wanted.finding, ItemNote.unread.is_(unread)
+                            ItemNote.code == wanted.finding,
+                            ItemNote.unread.is_(unread),
+                            *_of_headers(wanted, ItemNote),
                         )
                     elif wanted.state is None:
                         query = query.where(Item.unread.is_(unread))
@@ -306,18 +308,24 @@ def _alternatives(wanted: Filter, reader: str | None) -> list[list[ColumnElement
     return [conditions, hidden]
 
 
+def _of_headers(wanted: Filter, table: type[Item] | type[ItemNote]) -> list[ColumnElement[bool]]:
+    """What is asked of what never changes, in a table that has it."""
+    equal = (
+        (table.modality, wanted.modality.upper()),
+        (table.view_position, wanted.view.upper()),
+        (table.calling_ae_title, wanted.console),
+    )
+    return [column == value for column, value in equal if value]
+
+
 def _conditions(wanted: Filter) -> list[ColumnElement[bool]]:
     equal = (
         (Item.state, wanted.state),
         (Item.flagged, wanted.flagged),
         (Item.disagreement, wanted.disagreement),
-        (Item.modality, wanted.modality.upper() or None),
-        (Item.view_position, wanted.view.upper() or None),
-        (Item.calling_ae_title, wanted.console or None),
     )
-    found: list[ColumnElement[bool]] = [
-        column == value for column, value in equal if value is not None
-    ]
+    found = [column == value for column, value in equal if value is not None]
+    found += _of_headers(wanted, Item)
     if wanted.received_from is not None:
         found += [
             Item.received_at >= wanted.received_from,

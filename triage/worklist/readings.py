@@ -26,6 +26,7 @@ from triage.errors import (
     TooLate,
     UnknownReading,
 )
+from triage.identity import valid_uid
 from triage.scoring import Verdict
 from triage.worklist.audit import Action, record
 from triage.worklist.deliveries import DeliveryState, ResultKind, Route, enqueue
@@ -404,7 +405,8 @@ class Readings:
             if wrong:
                 raise BadImport(
                     f"{len(wrong)} of {len(reports)} lines cannot be taken, so none was; line "
-                    f"{wrong[0].line}: {wrong[0].problem}"
+                    f"{wrong[0].line}: {wrong[0].problem}",
+                    [(report.line, report.problem) for report in wrong],
                 )
             for _, uid, said in lines:
                 assert isinstance(said, Said)  # noqa: S101  # others were reported
@@ -582,24 +584,26 @@ def _lines(file: TextIO) -> Iterator[tuple[int, str, Said | str]]:
                 raise BadImport(f"more than {MOST_LINES} lines: cut the file into several")
             if not any(cell.strip() for cell in row):
                 continue
-            uid = row[0].strip()[:64]
+            uid = row[0].strip()
             if len(row) != len(heading):
-                yield number, uid, f"{len(row)} columns instead of {len(heading)}"
+                yield number, uid[:64], f"{len(row)} columns instead of {len(heading)}"
                 continue
-            said = _said(*(cell.strip() for cell in row[1:]))
+            said = _said(uid, *(cell.strip() for cell in row[1:]))
             if isinstance(said, Said):
                 if (uid, said.reader) in seen:
                     said = "the same reader read the same exam in an earlier line"
                 else:
                     seen.add((uid, said.reader))
-            yield number, uid, said
+            yield number, uid[:64], said
     except csv.Error as error:
         raise BadImport(f"line {rows.line_num}: this is no CSV ({error})") from error
     except UnicodeDecodeError as error:
         raise BadImport("the file is not UTF-8: save it as such") from error
 
 
-def _said(verdict: str, reader: str, comment: str = "") -> Said | str:
+def _said(uid: str, verdict: str, reader: str, comment: str = "") -> Said | str:
+    if not valid_uid(uid):
+        return "the first column is no SOP Instance UID (PS3.5 9.1)"
     try:
         return Said(verdict.lower(), reader, comment, source="import")  # type: ignore[arg-type]
     except ValueError as error:

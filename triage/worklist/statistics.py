@@ -51,21 +51,28 @@ class Day:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """How long exams of an urgency waited for their first reading.
+    """How long exams of an urgency waited for their first reading, or still wait.
 
     Attributes
     ----------
     urgency : str
     read : int
         So many exams.
-    median_minutes, p90_minutes, longest_minutes : float
+    median_minutes, p90_minutes, longest_minutes : float or None
+        Of those; None if there are none.
+    unread : int
+        So many exams still wait.
+    waiting_minutes : float or None
+        The longest of them until now.
     """
 
     urgency: str
     read: int
-    median_minutes: float
-    p90_minutes: float
-    longest_minutes: float
+    median_minutes: float | None
+    p90_minutes: float | None
+    longest_minutes: float | None
+    unread: int
+    waiting_minutes: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +101,8 @@ class Console:
     console : str
         Its AE title.
     received, scored, flagged, not_scored : int
+    read, agreed : int
+        Standing readings of these items, and those that agree with the flag.
     """
 
     console: str
@@ -101,6 +110,8 @@ class Console:
     scored: int
     flagged: int
     not_scored: int
+    read: int
+    agreed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,10 +212,27 @@ def _waits(session: Session, within: list[ColumnElement[bool]]) -> Iterable[Wait
     found: dict[int, list[float]] = defaultdict(list)
     for urgency, received, read in session.execute(first):
         found[urgency].append((read - received) / dt.timedelta(minutes=1))
-    for urgency in sorted(found, reverse=True):
+    still = {
+        urgency: (count, (now() - oldest) / dt.timedelta(minutes=1))
+        for urgency, count, oldest in session.execute(
+            select(Item.urgency, func.count(), func.min(Item.received_at))
+            .where(*within, Item.unread)
+            .group_by(Item.urgency)
+        )
+    }
+    for urgency in sorted({*found, *still}, reverse=True):
         waits = found[urgency]
-        ninth = quantiles(waits, n=10, method="inclusive")[-1] if len(waits) > 1 else waits[0]
-        yield Wait(Priority(urgency).name, len(waits), median(waits), ninth, max(waits))
+        ninth = quantiles(waits, n=10, method="inclusive")[-1] if len(waits) > 1 else None
+        unread, waiting = still.get(urgency, (0, None))
+        yield Wait(
+            Priority(urgency).name,
+            len(waits),
+            median(waits) if waits else None,
+            ninth if ninth is not None else max(waits, default=None),
+            max(waits, default=None),
+            unread,
+            waiting,
+        )
 
 
 def _agreement(session: Session, since: dt.datetime, console: str) -> Iterable[Agreement]:
@@ -231,21 +259,35 @@ def _agreement(session: Session, since: dt.datetime, console: str) -> Iterable[A
 
 
 def _consoles(session: Session, within: list[ColumnElement[bool]]) -> Iterable[Console]:
+    # As an expression: else SQLite reads the whole table along the title's index.
+    title_of = Item.calling_ae_title.concat("")
     rows = session.execute(
         select(
-            Item.calling_ae_title,
+            title_of,
             func.count(),
             func.count(Item.score),
             _count(Item.flagged.is_(True)),
             _count(Item.state == State.NOT_SCORED),
         )
         .where(*within)
-        .group_by(Item.calling_ae_title)
+        .group_by(title_of)
         .order_by(func.count().desc())
         .limit(50)
     )
-    for title, *counts in rows:
-        yield Console(title, *map(int, counts))
+    agrees = (Reading.shown_score >= Reading.shown_threshold) == (Reading.verdict == "confirmed")
+    said = {
+        title: (int(read), int(agreed))
+        for title, read, agreed in session.execute(
+            select(title_of, func.count(), _count(agrees))
+            .join(Reading, Reading.item_id == Item.id)
+            .outerjoin(Withdrawal, Withdrawal.reading_id == Reading.id)
+            .where(*within, Withdrawal.reading_id.is_(None))
+            .group_by(title_of)
+        )
+    }
+    for title, received, scored, flagged, not_scored in rows:
+        read, agreed = said.get(title, (0, 0))
+        yield Console(title, received, scored, int(flagged), int(not_scored), read, agreed)
 
 
 def _histogram(session: Session, within: list[ColumnElement[bool]]) -> tuple[int, ...]:

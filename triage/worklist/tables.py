@@ -1,6 +1,7 @@
 """The tables. ``docs/worklist.md`` describes them for people who query the database."""
 
 import datetime as dt
+from collections.abc import Iterator
 from typing import Any
 
 from sqlalchemy import (
@@ -61,12 +62,21 @@ class Base(DeclarativeBase):
     """Base of all tables."""
 
 
+FILTERED = ("flagged", "modality", "view_position", "calling_ae_title", "state")
+"""Columns of items that the list is filtered by, several at once."""
+
 SEARCHED = {
     "ix_items_accession": "accession_number",
     "ix_items_name": "name_key",
     "ix_items_patient_id": "patient_id",
 }
 """Indexes that find the beginning of a text."""
+
+
+def _by_filter(unread: Mapped[bool]) -> Iterator[Index]:
+    for name in FILTERED[:-1]:
+        others = [other for other in FILTERED if other != name]
+        yield Index(f"ix_items_{name}", name, unread.desc(), "rank_at", "id", *others)
 
 
 class Item(Base):
@@ -135,13 +145,11 @@ class Item(Base):
 
     __table_args__ = (
         Index("ix_items_reading_order", unread.desc(), "rank_at", "id"),
-        Index("ix_items_state", "state", "rank_at", "id"),
         Index("ix_items_patient", "patient_id", "received_at"),
-        # Each filter of the page, so that no rare value makes it read the whole table.
-        Index("ix_items_flagged", "flagged", unread.desc(), "rank_at", "id"),
-        Index("ix_items_modality", "modality", unread.desc(), "rank_at", "id"),
-        Index("ix_items_view_position", "view_position", unread.desc(), "rank_at", "id"),
-        Index("ix_items_calling_ae_title", "calling_ae_title", unread.desc(), "rank_at", "id"),
+        # Each filter of the page, so that no rare value makes it read the whole table. The other
+        # filters stand behind the order: several at once look at rows only where all hold.
+        Index("ix_items_state", "state", "rank_at", "id", *FILTERED[:-1]),
+        *_by_filter(unread),
         Index("ix_items_disagreement", "disagreement", unread.desc(), "rank_at", "id"),
         Index("ix_items_blind", "blind", unread.desc(), "rank_at", "id"),
         *(
@@ -165,8 +173,17 @@ class ItemNote(Base):
     code: Mapped[str] = mapped_column(String(64), primary_key=True)
     unread: Mapped[bool] = mapped_column(Boolean)
     rank_at: Mapped[dt.datetime] = mapped_column(UtcDateTime)
+    modality: Mapped[str] = mapped_column(String(64), server_default=text("''"))
+    view_position: Mapped[str] = mapped_column(String(64), server_default=text("''"))
+    calling_ae_title: Mapped[str] = mapped_column(String(16), server_default=text("''"))
+    """These three never change, and are filtered by together with a note."""
 
-    __table_args__ = (Index("ix_item_notes_order", "code", unread.desc(), "rank_at", "item_id"),)
+    __table_args__ = (
+        Index(
+            "ix_item_notes_order", "code", unread.desc(), "rank_at", "item_id",
+            "modality", "view_position", "calling_ae_title",
+        ),
+    )  # fmt: skip
 
 
 class ScoreRecord(Base):
@@ -476,6 +493,21 @@ class Lease(Base):
     name: Mapped[str] = mapped_column(String(32), primary_key=True)
     holder: Mapped[str | None] = mapped_column(String(160))
     until: Mapped[dt.datetime | None] = mapped_column(UtcDateTime)
+
+
+class Part(Base):
+    """A process of the service that says again and again that it runs."""
+
+    __tablename__ = "parts"
+
+    name: Mapped[str] = mapped_column(String(160), primary_key=True)
+    """NODE/ROLE/PROCESS."""
+    node: Mapped[str] = mapped_column(String(96))
+    role: Mapped[str] = mapped_column(String(32))
+    process: Mapped[int] = mapped_column(Integer)
+    version: Mapped[str] = mapped_column(String(32))
+    began_at: Mapped[dt.datetime] = mapped_column(UtcDateTime)
+    seen_at: Mapped[dt.datetime] = mapped_column(UtcDateTime)
 
 
 class RetrainJob(Base):

@@ -1,6 +1,6 @@
 // Exams on which the standing verdicts of two readers differ.
 import { get } from "./api.js";
-import { toast } from "./keys.js";
+import { keys, toast } from "./keys.js";
 import { clock, make, person } from "./words.js";
 
 const body = document.getElementById("body");
@@ -26,3 +26,11 @@ try {
 } catch (error) {
   toast(error.message, { kind: "error", seconds: 30 });
 }
+
+function step(by) {
+  const links = [...body.querySelectorAll("a")];
+  const now = links.indexOf(document.activeElement);
+  links[now < 0 ? 0 : Math.min(links.length - 1, Math.max(0, now + by))]?.focus();
+}
+
+keys({ j: () => step(1), k: () => step(-1) });

@@ -42,8 +42,9 @@ export function chart({ title, caption, days, series, unit = "", digits = 2, bar
     const options = {
       width: place.clientWidth || 480,
       height: 210,
+      padding: [null, 38, null, null],
       scales: { x: { time: true, range: () => [seconds[0] - 43_200, seconds.at(-1) + 43_200] }, y: { range: (_, low, high) => [least ?? Math.min(0, low), most ?? Math.max(high * 1.08, least ?? 0, 1e-6)] } },
-      axes: [{ ...axis, values: "{YYYY}-{MM}-{DD}", space: 90 }, { ...axis, size: 54, values: (_, ticks) => ticks.map((tick) => `${+tick.toFixed(4)}${unit}`) }],
+      axes: [{ ...axis, values: "{YYYY}-{MM}-{DD}", space: 90, incrs: [1, 2, 7, 14, 30, 60].map((days) => days * 86_400) }, { ...axis, size: 54, values: (_, ticks) => ticks.map((tick) => `${+tick.toFixed(4)}${unit}`) }],
       cursor: { points: { size: 6 }, drag: { x: false, y: false } },
       legend: { live: true },
       series: [
@@ -66,6 +67,35 @@ export function chart({ title, caption, days, series, unit = "", digits = 2, bar
   drawn.add(draw);
   requestAnimationFrame(draw);
   return figure;
+}
+
+/**
+ * A figure of what has no days: each row a bar, its name and its numbers, so that plot and table are one.
+ *
+ * `rows` are arrays as long as `heads`; `lengths` are from 0 to 1, or null where there is nothing.
+ */
+export function bars({ title, caption, heads, rows, lengths, empty, mono = false }) {
+  const line = (row, at) => {
+    const bar = make("span", { class: "bar-row", "aria-hidden": "true" });
+    bar.style.setProperty("--share", lengths[at] ?? 0);
+    const [name, ...values] = row;
+    return make(
+      "tr",
+      {},
+      make("th", { scope: "row", class: mono ? "mono" : false, text: name }),
+      make("td", { class: "bars" }, lengths[at] === null ? null : bar),
+      ...values.map((value) => make("td", { class: "number", text: String(value) })),
+    );
+  };
+  const [first, ...others] = heads;
+  const table = make(
+    "table",
+    { class: "plain tight" },
+    make("thead", {}, make("tr", {}, make("th", { scope: "col", text: first }), make("td", {}), ...others.map((head) => make("th", { scope: "col", class: "number", text: head })))),
+    make("tbody", {}, ...rows.map(line)),
+  );
+  const content = rows.length ? make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": title }, table) : make("p", { class: "empty", text: empty });
+  return make("figure", { class: "chart" }, make("h2", { text: title }), content, make("figcaption", { text: caption }));
 }
 
 export function forget() {

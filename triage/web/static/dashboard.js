@@ -1,6 +1,6 @@
 // Volume, flags, waiting, agreement, consoles and drift, each as a plot and as a table.
 import { get } from "./api.js";
-import { chart, forget } from "./charts.js";
+import { bars, chart, forget } from "./charts.js";
 import { toast } from "./keys.js";
 import { clock, duration, make, REASONS } from "./words.js";
 
@@ -11,6 +11,9 @@ const charts = document.getElementById("charts");
 const tile = (value, words) => make("div", { class: "tile" }, make("b", { text: value }), make("span", { text: words }));
 const share = (part, whole) => (whole ? part / whole : null);
 const percent = (value) => (value === null ? "–" : `${(100 * value).toFixed(1)} %`);
+const minutes = (value) => (value === null ? "–" : duration(60 * value));
+/** Each of the greatest of them. */
+const shares = (values) => values.map((value) => (value === null ? null : value / Math.max(...values, 1)));
 const sum = (rows, name) => rows.reduce((total, row) => total + row[name], 0);
 
 function table(title, caption, heads, rows, empty) {
@@ -86,16 +89,24 @@ function show({ days, waits, agreement, consoles: perConsole, scores, reasons },
       series: [column(days, "mean novelty", (row) => row.novelty_mean)],
     }),
     signs(drift.measures),
-    histogram(scores),
-    table(
-      "Waiting until first read", "By the urgency that the exam has.", ["Urgency", "read", "median", "90 %", "longest"],
-      waits.map((row) => [row.urgency, row.read, ...[row.median_minutes, row.p90_minutes, row.longest_minutes].map((minutes) => duration(60 * minutes))]), "No exam of these days was read.",
-    ),
-    table(
-      "Consoles", "What came from each. One console that stands out may have another exposure or another kind of patients.", ["Console", "received", "scored", "flagged", "flag rate", "not scored"],
-      perConsole.map((row) => [row.console, row.received, row.scored, row.flagged, percent(share(row.flagged, row.scored)), row.not_scored]), "No console has sent.",
-    ),
-    table("Why exams were not scored", "By reason.", ["Reason", "exams"], Object.entries(reasons).map(([code, count]) => [REASONS[code] ?? code, count]), "All were scored."),
+    bars({
+      title: "Scores", caption: "How many exams have which score. The model's probability, not a diagnosis.", heads: ["Score", "exams"], mono: true,
+      rows: scores.map((count, at) => [`${(at / scores.length).toFixed(1)} to ${((at + 1) / scores.length).toFixed(1)}`, count]), lengths: shares(scores),
+    }),
+    bars({
+      title: "Waiting until first read", caption: "By the urgency that the exam has. The bar is the median of those that were read; the last two columns are of exams that still wait.",
+      heads: ["Urgency", "read", "median", "90 %", "longest", "now unread", "longest"], empty: "No exam came in these days.", lengths: shares(waits.map((row) => row.median_minutes)),
+      rows: waits.map((row) => [row.urgency, row.read, ...[row.median_minutes, row.p90_minutes, row.longest_minutes].map(minutes), row.unread, minutes(row.waiting_minutes)]),
+    }),
+    bars({
+      title: "Consoles", caption: "The bar is the flag rate. One console that stands out may have another exposure or another kind of patients. Agreement is of standing readings with the flag.",
+      heads: ["Console", "flag rate", "received", "scored", "not scored", "read", "agree"], empty: "No console has sent.", lengths: perConsole.map((row) => share(row.flagged, row.scored)),
+      rows: perConsole.map((row) => [row.console, percent(share(row.flagged, row.scored)), row.received, row.scored, row.not_scored, row.read, percent(share(row.agreed, row.read))]),
+    }),
+    bars({
+      title: "Why exams were not scored", caption: "By reason.", heads: ["Reason", "exams"], empty: "All were scored.", lengths: shares(Object.values(reasons)),
+      rows: Object.entries(reasons).map(([code, count]) => [REASONS[code] ?? code, count]),
+    }),
   );
 }
 
@@ -122,23 +133,6 @@ function signs(measures) {
     caption: `The highest level of each day since the champion or the last alarm began; 1 is an alarm.${learning.length ? ` Too few yet to tell of: ${learning.join(", ")}.` : ""}`,
     series: measures.map((each) => ({ name: MEASURES[each.measure] ?? each.measure, values: days.map((day) => level(each).get(day) ?? null) })),
   });
-}
-
-/** How scores are spread: ten bars of text and table in one, as there is no day in it. */
-function histogram(scores) {
-  const most = Math.max(...scores, 1);
-  const rows = scores.map((count, at) => {
-    const bar = make("span", { class: "bar-row", "aria-hidden": "true" });
-    bar.style.setProperty("--share", count / most);
-    return make("tr", {}, make("th", { scope: "row", class: "mono", text: `${(at / scores.length).toFixed(1)} to ${((at + 1) / scores.length).toFixed(1)}` }), make("td", { class: "bars" }, bar), make("td", { class: "number", text: count }));
-  });
-  return make(
-    "figure",
-    { class: "chart" },
-    make("h2", { text: "Scores" }),
-    make("table", { class: "plain tight" }, make("thead", {}, make("tr", {}, make("th", { scope: "col", text: "Score" }), make("th", { scope: "col" }, make("span", { class: "hidden", text: "share" })), make("th", { scope: "col", class: "number", text: "exams" }))), make("tbody", {}, ...rows)),
-    make("figcaption", { text: "How many exams have which score. The model's probability, not a diagnosis." }),
-  );
 }
 
 form.addEventListener("input", load);

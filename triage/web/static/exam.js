@@ -157,7 +157,7 @@ function tell() {
 function scoreParts() {
   const top = make("div", { class: "big-score" });
   if (item.blind) {
-    top.append(make("b", { text: "–" }), make("span", { text: "hidden until your verdict" }));
+    top.append(make("span", { class: "veiled", text: "hidden until your verdict" }));
     return [top, make("p", { class: "small", text: "You read this exam without the score, so that the model can be measured against you. Score, threshold and heat map are shown after it." })];
   }
   if (item.score === null) {
@@ -219,7 +219,7 @@ function tellFacts() {
   const template = page.dataset.viewerUrl;
   at("viewer-line").hidden = !template;
   if (template) {
-    at("viewer").href = template
+    at("viewer").href = template // both are percent-encoded: they come from the wire
       .replaceAll("{study_instance_uid}", encodeURIComponent(item.study_instance_uid))
       .replaceAll("{accession_number}", encodeURIComponent(item.accession_number));
   }
@@ -259,6 +259,7 @@ async function others(mine) {
           {},
           make("a", { href: `/exams/${encodeURIComponent(prior.sop_instance_uid)}`, text: clock(prior.received_at, true).slice(0, 16) }),
           make("span", { class: "small", text: [prior.modality, prior.view_position].filter(Boolean).join(" ") }),
+          prior.received_at > item.received_at ? make("span", { class: "tag", text: "later" }) : null,
           make("span", { class: "small", text: prior.blind ? "" : prior.score === null ? "not scored" : `score ${probability(prior.score, prior.threshold)}${prior.flagged ? ", flagged" : ""}` }),
         ),
       ),
@@ -404,6 +405,7 @@ keys({
   "=": () => viewer.zoom(1.25),
   "-": () => viewer.zoom(0.8),
   b: () => location.assign("/"),
+  v: () => (at("viewer-line").hidden ? toast("No viewer of the hospital is set up: viewer_url.") : at("viewer").click()),
   t: () => at("comment").focus(),
   ArrowLeft: pan(40, 0),
   ArrowRight: pan(-40, 0),

@@ -10,7 +10,9 @@ export function keys(table) {
     }
     if (at.matches("textarea, select, input:not([type=radio]):not([type=checkbox])")) return;
     if (document.querySelector("dialog[open]")) return;
-    const name = event.shiftKey && event.key.startsWith("Arrow") ? `Shift+${event.key}` : event.key;
+    let name = event.shiftKey && event.key.startsWith("Arrow") ? `Shift+${event.key}` : event.key;
+    // Caps Lock, left on by somebody, changes no key.
+    if (name.length === 1 && event.getModifierState("CapsLock")) name = name.toLowerCase();
     const action = table[name];
     if (!action) return;
     if (name === "Enter" && at.matches("button, a, summary")) return;

@@ -48,7 +48,7 @@ function cells(item, since) {
     cell(`${age(item.patient_age)} ${item.patient_sex}`.trim(), "mono"),
     cell(item.accession_number || "–", "mono"),
     cell(view, "mono"),
-    cell(item.calling_ae_title, "mono"),
+    make("td", { class: "mono", title: item.calling_ae_title, text: item.calling_ae_title }),
     cell(clock(item.received_at), "mono"),
     cell(remarks(item)),
   ];

@@ -94,7 +94,8 @@ export function duration(seconds) {
   if (minutes < 60) return `${minutes} min`;
   const hours = Math.floor(minutes / 60);
   if (hours < 48) return `${hours} h ${String(minutes % 60).padStart(2, "0")}`;
-  return `${Math.floor(hours / 24)} d ${String(hours % 24).padStart(2, "0")} h`;
+  const days = Math.floor(hours / 24);
+  return days < 10 ? `${days} d ${String(hours % 24).padStart(2, "0")} h` : `${days} d`;
 }
 
 const two = (value) => String(value).padStart(2, "0");
