@@ -22,6 +22,7 @@ from triage.quality import same_picture
 from triage.scoring import Score, priority
 from triage.worklist.accounts import Accounts
 from triage.worklist.audit import ANCHOR, Trail
+from triage.worklist.backfile import BackFile
 from triage.worklist.commitments import Commitments
 from triage.worklist.deliveries import Deliveries, ResultKind, Route, enqueue
 from triage.worklist.drifts import Drifts
@@ -133,6 +134,7 @@ class Worklist:
     retention : Retention
     gauges : Gauges
     parts : Parts
+    back_file : BackFile
 
     Raises
     ------
@@ -167,6 +169,7 @@ class Worklist:
         self.retention = Retention(self._transaction)
         self.gauges = Gauges(self._transaction, self.deliveries)
         self.parts = Parts(self._transaction)
+        self.back_file = BackFile(self._transaction, self._routes)
         try:
             require_current(self._reading)
         except WorklistError:
