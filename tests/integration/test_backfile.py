@@ -273,3 +273,120 @@ def test_live_rows_stay_until_told_and_are_never_lowered(worklist: Worklist) -> 
         if each.sop_instance_uid in uids
     ) == ["1.1", "1.2", "1.3"]  # fmt: skip
     assert worklist.back_file.apply(NEW, ALL, "me").scored == 0
+
+
+@pytest.fixture
+def home(new_service: Callable[..., Service]) -> Service:
+    """An installation whose service does not run, with one scored exam of the live worker's."""
+    from triage.app import prepare
+    from triage.config import Config
+
+    service = new_service(TRIAGE_OUTSIDE_POPULATION="warn")
+    prepare(Config.read(service.environment, service.home.parent))
+    return service
+
+
+def drawn(folder: Path, count: int) -> list[str]:
+    """Files of radiographs; their SOP Instance UIDs."""
+    uids = []
+    folder.mkdir()
+    for number in range(count):
+        dataset = chest_radiograph(number, StudyDate="20260105", Modality="DX")
+        for keyword in ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"):
+            setattr(dataset, keyword, f"1.2.{len(keyword)}.{number}")
+        dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+        save(dataset, folder / f"{number}.dcm")
+        uids.append(dataset.SOPInstanceUID)
+    return uids
+
+
+def told(service: Service, *options: str) -> dict[str, object]:
+    """What `triage rescore --json` says."""
+    ran = service.triage("rescore", "--json", *options)
+    assert ran.returncode == 0, ran.stderr
+    answer: dict[str, object] = json.loads(ran.stdout)
+    return answer
+
+
+def test_the_command_says_what_the_live_worker_says(home: Service, tmp_path: Path) -> None:
+    """From consoles to --apply: the same score to the last bit, and a report with pictures."""
+    drawn(tmp_path / "files", 3)
+    home.start("--roles", "receive,score")
+    assert all(sent.accepted for sent in send([tmp_path / "files"], home.destination))
+    worklist = home.worklist()
+    wait_for(lambda: worklist.counts()[State.RECEIVED] == 0, 120)
+    home.stop()
+    live = {item.sop_instance_uid: item for item in worklist.items()}
+    assert len(live) == 3
+    from tests.versions import another
+    from triage.registry import CHAMPION, Registry
+
+    models = Registry(home.home / "models")
+    champion = models.aliases()[CHAMPION]
+    changed = another(tmp_path / "another", threshold=0.000001).folder
+    version = models.add(changed).version
+    answer = told(home, "--model", version, "--where", "since=2020-01-01", "--workers", "1")
+    assert (answer["images"], answer["failed"]) == (3, 0)
+    rows = {c.image: c for c in worklist.back_file.changes(version, "spool", ALL, champion)}
+    assert {uid: row.after for uid, row in rows.items()} == {u: i.score for u, i in live.items()}
+    assert answer["gained"] == sum(not item.flagged for item in live.values() if item.score)
+    page = Path(str(answer["report"])).read_text()
+    assert "What " + version in page
+    if answer["gained"]:
+        assert "data:image/png;base64," in page or "None." in page
+    assert {i.sop_instance_uid: i for i in worklist.items()}.keys() == live.keys()
+    assert all(item.model_version == live[item.sop_instance_uid].model_version
+               for item in worklist.items())  # fmt: skip
+    refused = home.triage("rescore", "--model", version, "--apply")
+    assert refused.returncode == 2
+    assert "promote the version first" in refused.stderr
+    again = told(home, "--model", version)
+    assert again["images"] == 3
+    wrong = home.triage("rescore", "--where", "colour=red")
+    assert wrong.returncode == 2
+    assert "since, until, console, state, model" in wrong.stderr
+    worklist.close()
+
+
+def test_archives_give_the_same_as_their_files(home: Service, tmp_path: Path) -> None:
+    """A folder, DICOMweb, C-GET and C-MOVE, each against Orthanc."""
+    if not PLUGIN.exists():
+        pytest.skip("needs Debian's orthanc-dicomweb")
+    uids = drawn(tmp_path / "files", 3)
+    (tmp_path / "files" / "notes.txt").write_text("no DICOM")
+    move_port = free_port()
+    there = {"triage": Destination("127.0.0.1", move_port, "TRIAGE")}
+    pacs = Orthanc(tmp_path / "pacs", there, [PLUGIN])
+    pacs.start()
+    try:
+        sent = list(
+            send([tmp_path / "files"], Destination("127.0.0.1", pacs.dicom_port, "ORTHANC"))
+        )
+        assert all(each.accepted for each in sent)
+        at = f"ORTHANC@127.0.0.1:{pacs.dicom_port}"
+        sources = [
+            f"folder:{tmp_path / 'files'}",
+            f"dicomweb:http://127.0.0.1:{pacs.http_port}/dicom-web",
+            f"cget:{at}",
+            f"cmove:{at}",
+        ]
+        found: list[dict[str, bytes]] = []
+        for source in sources:
+            images = list(archive(source, "TRIAGE", move_port).images(None, None))
+            assert sorted(image.name for image in images) == sorted(uids), source
+            found.append({i.name: i.place.read().PixelData for i in images})
+            day = dt.datetime(2026, 1, 6, tzinfo=dt.UTC)
+            assert not list(archive(source, "TRIAGE", move_port).images(day, None))
+        assert all(each == found[0] for each in found)
+        answer = told(home, "--from", sources[1], "--workers", "1")
+        assert (answer["images"], answer["failed"], answer["compared"]) == (3, 0, 0)
+        assert told(home, "--from", sources[2], "--workers", "1")["images"] == 0  # known already
+    finally:
+        pacs.stop()
+    down = home.triage("rescore", "--from", sources[1], "--where", "since=2020-01-01")
+    assert down.returncode == 1
+    assert "cannot be reached" in down.stderr
+    with pytest.raises(ArchiveError, match="gives no association"):
+        list(archive(sources[2], "TRIAGE", 0).images(None, None))
+    with pytest.raises(ConfigError, match="is no archive"):
+        archive("ftp:somewhere", "TRIAGE", 0)
