@@ -1,6 +1,7 @@
 """A Ray cluster, for the back file and for training on more machines."""
 
 import os
+import socket
 from types import ModuleType
 
 from triage.errors import ServiceError
@@ -40,6 +41,8 @@ def connect(address: str, workers: int | None = None) -> ModuleType:
     if address == LOCAL:
         settings |= {"num_cpus": workers, "include_dashboard": False}
         settings["_node_ip_address"] = "127.0.0.1"
+    elif address != "auto":
+        _knock(address)
     try:
         ray.init(address, ignore_reinit_error=True, **settings)
     # A boundary: Ray raises what it likes, gRPC's errors among it.
@@ -51,3 +54,19 @@ def connect(address: str, workers: int | None = None) -> ModuleType:
         ) from error
     known: ModuleType = ray
     return known
+
+
+def _knock(address: str) -> None:
+    """Whether somebody listens there: Ray itself waits for minutes, and then ends the process."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        raise ServiceError(
+            f"{address!r} is no Ray cluster: write local, auto, HOST:PORT or ray://HOST:PORT"
+        )
+    try:
+        socket.create_connection((host, int(port)), timeout=10.0).close()
+    except OSError as error:
+        raise ServiceError(
+            f"the Ray cluster at {address} cannot be reached ({error}): is its head node running "
+            "there?"
+        ) from error

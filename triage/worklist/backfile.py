@@ -256,7 +256,11 @@ class BackFile:
             The version that images which are not stored here are compared by.
         """
         other = aliased(Rescore)
-        same_image = and_(other.image == Rescore.image, other.model_version == against)
+        same_image = and_(
+            other.image == Rescore.image,
+            other.model_version == against,
+            other.model_version != version,
+        )
         query = (
             select(Rescore, Item, other)
             .outerjoin(Item, Item.sop_instance_uid == Rescore.image)
