@@ -356,7 +356,7 @@ def test_archives_give_the_same_as_their_files(home: Service, tmp_path: Path) ->
     (tmp_path / "files" / "notes.txt").write_text("no DICOM")
     move_port = free_port()
     there = {"triage": Destination("127.0.0.1", move_port, "TRIAGE")}
-    pacs = Orthanc(tmp_path / "pacs", there, [PLUGIN])
+    pacs = Orthanc(tmp_path / "pacs", there, {"Plugins": [str(PLUGIN)]})
     pacs.start()
     try:
         sent = list(

@@ -10,10 +10,12 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from triage.errors import SchemaError, WorklistError
 
-HEAD = "0011"
+HEAD = "0012"
 """The schema revision of this program; the newest module in ``migrations/versions``."""
 
-REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009", "0010", "0011")
+REVISIONS = (
+    "0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009", "0010", "0011", "0012",
+)  # fmt: skip
 """All revisions that this program knows, oldest first."""
 
 WRITE = "triage_write"
