@@ -40,8 +40,17 @@ from tests.builders import (
     save,
     stored_range,
 )
+from triage import pixels
 from triage.errors import PixelsError
-from triage.pixels import JPEG_PROGRESSIVE, RECIPE, Array, fingerprint, normalize, normalize_file
+from triage.pixels import (
+    JPEG_PROGRESSIVE,
+    RECIPE,
+    SIDE,
+    Array,
+    fingerprint,
+    normalize,
+    normalize_file,
+)
 
 UNCOMPRESSED = (
     ExplicitVRLittleEndian,
@@ -824,3 +833,18 @@ def test_a_broken_shutter_is_noted() -> None:
     normalized = normalize(reread(radiograph(SHOWN, ShutterShape="RECTANGULAR")))
     assert "SHUTTER_INVALID" in normalized.notes
     np.testing.assert_array_equal(normalized.array, array(radiograph(SHOWN)))
+
+
+@pytest.mark.parametrize(
+    "shape", [(1177, 905), (2500, 2000), (2600, 2000), (1025, 1025), (400, 2700)]
+)
+def test_a_large_picture_in_strips_is_the_whole_one_to_the_bit(shape: tuple[int, int]) -> None:
+    """Also with a part that is hidden; the array decides what the network says."""
+    random = np.random.default_rng(3)
+    places = random.integers(0, 4096, shape).astype(np.uint16)
+    shown = random.random(4096).astype(np.float32)
+    visible = np.ones(shape, np.bool_)
+    visible[: shape[0] // 5] = False
+    whole = np.where(visible, shown[places], np.float32(0.0))
+    expected = Image.fromarray(whole).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+    assert (pixels._resized(places, shown, visible) == np.asarray(expected)).all()
