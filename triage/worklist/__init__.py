@@ -30,7 +30,7 @@ from triage.worklist.items import State, WorklistItem, find, place, shown, unkno
 from triage.worklist.journal import journal as _journal
 from triage.worklist.journal import now as _now
 from triage.worklist.learning import Learning
-from triage.worklist.levels import Gauges
+from triage.worklist.levels import Gauges, oldest_unscored
 from triage.worklist.parts import Parts
 from triage.worklist.queries import Queries
 from triage.worklist.readings import Readings
@@ -435,9 +435,7 @@ class Worklist:
     def oldest_received(self) -> dt.datetime | None:
         """When the longest waiting unscored item came; None if none waits."""
         with self._transaction() as session:
-            return session.scalar(
-                select(func.min(Item.received_at)).where(Item.state == State.RECEIVED)
-            )
+            return session.scalar(oldest_unscored())
 
     @contextmanager
     def _transaction(self, *, write: bool = False) -> Iterator[Session]:

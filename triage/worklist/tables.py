@@ -283,7 +283,7 @@ class Reading(Base):
     item_id: Mapped[int] = mapped_column(ForeignKey("items.id"), index=True)
     reader: Mapped[str] = mapped_column(String(64))
     verdict: Mapped[str] = mapped_column(String(16))
-    read_at: Mapped[dt.datetime] = mapped_column(UtcDateTime)
+    read_at: Mapped[dt.datetime] = mapped_column(UtcDateTime, index=True)
     sampling: Mapped[str] = mapped_column(String(16))
     """How the item came to be read: ``flagged``, ``unflagged`` or ``random``."""
     shown_score: Mapped[float] = mapped_column(Float)
