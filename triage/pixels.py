@@ -30,7 +30,14 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import get_frame
 from pydicom.multival import MultiValue
 from pydicom.pixels.utils import pixel_array
-from pydicom.uid import UID, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLosslessSV1, RLELossless
+from pydicom.uid import (
+    UID,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    RLELossless,
+)
 
 from triage.errors import PixelsError
 from triage.identity import numbers, value_of
@@ -295,6 +302,12 @@ def decoded(dataset: Dataset) -> npt.NDArray[np.integer]:
     if syntax in {JPEGBaseline8Bit, JPEGExtended12Bit} and not deep:
         # GDCM gives the same values, and ends the process on some damaged streams.
         return pixel_array(dataset, decoding_plugin="pillow")
+    if syntax in {JPEGLossless, JPEGLosslessSV1} and dataset.BitsAllocated == 8:
+        # GDCM ends the process where fewer than the 8 allocated are stored.
+        described = Dataset(dataset)
+        described.file_meta = dataset.file_meta
+        described.BitsStored, described.HighBit = 8, 7
+        return pixel_array(described)
     if not (syntax == JPEG_PROGRESSIVE or (syntax == JPEGExtended12Bit and deep)):
         return pixel_array(dataset)
     renamed = Dataset(dataset)
