@@ -11,9 +11,9 @@ APT := $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 # A command, or another file, of each Debian package that the tests need, and the packages.
-PLUGIN := /usr/share/orthanc/plugins/libOrthancPython.so
-PROGRAMS := dcmsend dciodvfy pg_lsclusters ps /usr/sbin/Orthanc $(PLUGIN) openssl chromium strace faketime systemd-analyze promtool
-PACKAGES := dcmtk dicom3tools postgresql procps orthanc orthanc-python openssl chromium strace faketime systemd prometheus
+PLUGIN := /usr/share/orthanc/plugins/libOrthancPython.so /usr/share/orthanc/plugins/libOrthancDicomWeb.so
+PROGRAMS := dcmsend dciodvfy ojph_compress pg_lsclusters ps /usr/sbin/Orthanc $(PLUGIN) openssl chromium strace faketime systemd-analyze promtool
+PACKAGES := dcmtk dicom3tools openjph-tools postgresql procps orthanc orthanc-dicomweb orthanc-python openssl chromium strace faketime systemd prometheus
 
 .PHONY: demo test lint pytest faults bench audit story champion samples clean
 

@@ -7,6 +7,7 @@ and again under a negative rescale slope.
 """
 
 import subprocess
+import tempfile
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
@@ -15,15 +16,29 @@ import numpy as np
 import numpy.typing as npt
 from pydicom import Dataset, dcmread, dcmwrite
 from pydicom.dataset import FileMetaDataset
+from pydicom.encaps import encapsulate
 from pydicom.uid import (
+    HTJ2K,
+    JPEG2000,
     UID,
     ComputedRadiographyImageStorage,
     DigitalXRayImageStorageForPresentation,
     ExplicitVRLittleEndian,
+    HTJ2KLossless,
+    HTJ2KLosslessRPCL,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
+    RLELossless,
     generate_uid,
 )
 
 from sample_dicom.draw import chest
+from triage.pixels import JPEG_PROGRESSIVE
 
 Picture = npt.NDArray[np.float64]
 """float64, shape (rows, columns), 0.0 (black) to 1.0 (white), as displayed."""
@@ -82,11 +97,17 @@ def stored_range(bits: int, *, signed: bool) -> tuple[int, int]:
 
 
 def modality_range(
-    bits: int, *, signed: bool, slope: float = 1, intercept: float = 0, modality_lut: bool = False
+    bits: int,
+    *,
+    signed: bool,
+    slope: float = 1,
+    intercept: float = 0,
+    modality_lut: bool = False,
+    lut_bits: int = 16,
 ) -> tuple[float, float]:
     """Return the least and the greatest value that the modality transform gives."""
     if modality_lut:
-        return 0, 65_535
+        return 0, (1 << lut_bits) - 1
     low, high = sorted(value * slope + intercept for value in stored_range(bits, signed=signed))
     return low, high
 
@@ -102,6 +123,7 @@ def radiograph(
     voi_function: str | None = None,
     voi_lut: bool = False,
     modality_lut: bool = False,
+    lut_bits: int = 16,
     slope: float = 1,
     intercept: float = 0,
     padding: int | None = None,
@@ -119,7 +141,7 @@ def radiograph(
     window, voi_function
         Center and width in the modality transform's units, and VOI LUT Function.
     voi_lut, modality_lut
-        Add a look-up table with a curve, in 16-bit entries, over all of its input.
+        Add a look-up table with a curve, in entries of ``lut_bits``, over all of its input.
     slope, intercept
         Rescale; written unless they are 1 and 0.
     padding
@@ -152,16 +174,22 @@ def radiograph(
     if sop_class == DigitalXRayImageStorageForPresentation:
         given["PresentationLUTShape"] = "INVERSE" if photometric == "MONOCHROME1" else "IDENTITY"
     if modality_lut:
-        item = lut(low, _curve(high - low + 1, 0.8), order)
+        item = lut(low, _curve(high - low + 1, 0.8, lut_bits), order, lut_bits)
         item.ModalityLUTType = "US"
         given["ModalityLUTSequence"] = [item]
     elif (slope, intercept) != (1, 0):
         given |= {"RescaleSlope": slope, "RescaleIntercept": intercept, "RescaleType": "US"}
     if voi_lut:
         least, most = modality_range(
-            bits, signed=signed, slope=slope, intercept=intercept, modality_lut=modality_lut
+            bits,
+            signed=signed,
+            slope=slope,
+            intercept=intercept,
+            modality_lut=modality_lut,
+            lut_bits=lut_bits,
         )
-        given["VOILUTSequence"] = [lut(int(least // 1), _curve(int(most - least) + 1, 1.4), order)]
+        curve = _curve(int(most - least) + 1, 1.4, lut_bits)
+        given["VOILUTSequence"] = [lut(int(least // 1), curve, order, lut_bits)]
     if window is not None:
         given["WindowCenter"], given["WindowWidth"] = window
     return _put(dataset, given | attributes)
@@ -174,10 +202,10 @@ def chest_radiograph(
     return radiograph(chest(seed, shape=shape), window=(2048, 4096), **attributes)
 
 
-def lut(first: int, entries: npt.NDArray[np.uint16], order: str = "<") -> Dataset:
+def lut(first: int, entries: npt.NDArray[np.uint16], order: str = "<", bits: int = 16) -> Dataset:
     """Build an item of a Modality or VOI LUT Sequence (PS3.3 C.11.1.1.1)."""
     item = Dataset()
-    descriptor = [len(entries) % 65_536, first, 16]
+    descriptor = [len(entries) % 65_536, first, bits]
     item.add_new("LUTDescriptor", "SS" if first < 0 else "US", descriptor)
     item.add_new("LUTData", "OW", entries.astype(f"{order}u2").tobytes())
     return item
@@ -214,11 +242,98 @@ def reread(dataset: Dataset) -> Dataset:
     return dcmread(BytesIO(encoded(dataset)))
 
 
-def compressed(dataset: Dataset, folder: Path, *options: str) -> Dataset:
-    """Let DCMTK's ``dcmcjpeg`` compress an uncompressed data set, and read that."""
+def compressed(dataset: Dataset, folder: Path, *options: str, program: str = "dcmcjpeg") -> Dataset:
+    """Let DCMTK's ``dcmcjpeg`` or another program of its compress a data set, and read that."""
     before, after = save(dataset, folder / "before.dcm"), folder / "after.dcm"
-    subprocess.run(["dcmcjpeg", *options, before, after], check=True)
+    subprocess.run([program, *options, before, after], check=True)
     return dcmread(after)
+
+
+LOSSLESS = (
+    RLELossless,
+    JPEGLosslessSV1,
+    JPEGLossless,
+    JPEGLSLossless,
+    JPEG2000Lossless,
+    HTJ2KLossless,
+    HTJ2KLosslessRPCL,
+)
+LOSSY = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEG_PROGRESSIVE, JPEGLSNearLossless, JPEG2000, HTJ2K)
+_DCMTK = {
+    JPEGBaseline8Bit: ("dcmcjpeg", "+eb"),
+    JPEGExtended12Bit: ("dcmcjpeg", "+ee"),
+    JPEG_PROGRESSIVE: ("dcmcjpeg", "+ep"),
+    JPEGLosslessSV1: ("dcmcjpeg", "+e1"),
+    JPEGLossless: ("dcmcjpeg", "+el"),
+    RLELossless: ("dcmcrle",),
+}
+_PYDICOM: dict[UID, dict[str, object]] = {
+    JPEGLSLossless: {},
+    JPEGLSNearLossless: {"jls_error": 1},
+    JPEG2000Lossless: {},
+    JPEG2000: {"j2k_cr": [4]},
+}
+_OPENJPH = {
+    HTJ2KLossless: ("-reversible", "true", "-prog_order", "LRCP"),
+    HTJ2KLosslessRPCL: ("-reversible", "true", "-prog_order", "RPCL"),
+    HTJ2K: ("-reversible", "false", "-qstep", "0.002"),
+}
+
+
+def recoded(dataset: Dataset, syntax: UID) -> Dataset:
+    """Return what a reader gets of a data set, uncompressed until now, in a compressed syntax.
+
+    DCMTK encodes RLE and what is named JPEG, OpenJPH what is named HTJ2K (unsigned only), and
+    pydicom's plugins the rest (JPEG 2000 from 32 rows and columns on): other programs than
+    those that decode it where there are any.
+    """
+    if syntax in _PYDICOM:
+        small = reread(dataset)
+        small.compress(syntax, generate_instance_uid=False, **_PYDICOM[syntax])
+        return reread(small)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if syntax in _DCMTK:
+            program, *options = _DCMTK[syntax]
+            if dataset.BitsStored > 8 and syntax in {JPEGExtended12Bit, JPEG_PROGRESSIVE}:
+                options.append("+bt")
+            # With loss, dcmcjpeg would encode what the modality LUT gives.
+            source = _bare(dataset) if syntax in LOSSY else dataset
+            coded = compressed(source, folder, *options, program=program)
+            assert coded.file_meta.TransferSyntaxUID == syntax
+            return _with_stream(dataset, syntax, coded.PixelData)
+        grey, stream = folder / "grey.yuv", folder / "stream.j2c"
+        wide = np.frombuffer(dataset.PixelData, f"<u{dataset.BitsAllocated // 8}")
+        cells = wide[: dataset.Rows * dataset.Columns]
+        grey.write_bytes(cells.astype(np.uint8 if dataset.BitsStored <= 8 else "<u2").tobytes())
+        description = (
+            "-dims", f"{{{dataset.Columns},{dataset.Rows}}}", "-num_comps", "1",
+            "-signed", "false",
+            "-bit_depth", str(dataset.BitsStored), "-downsamp", "{1,1}", "-num_decomps", "2",
+        )  # fmt: skip
+        subprocess.run(
+            ["ojph_compress", "-i", grey, "-o", stream, *description, *_OPENJPH[syntax]],
+            check=True, stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+        return _with_stream(dataset, syntax, encapsulate([stream.read_bytes()]))
+
+
+def _bare(dataset: Dataset) -> Dataset:
+    """Its stored values, and nothing that says what they mean."""
+    bare = _of_a_child(ComputedRadiographyImageStorage, ExplicitVRLittleEndian)
+    for element in dataset.group_dataset(0x0028):
+        if element.tag.element <= 0x0103 and element.VR != "SQ":
+            bare[element.tag] = element
+    bare.PhotometricInterpretation = "MONOCHROME2"
+    put_pixels(bare, dataset.PixelData)
+    return bare
+
+
+def _with_stream(dataset: Dataset, syntax: UID, data: bytes) -> Dataset:
+    coded = reread(dataset)
+    coded.file_meta.TransferSyntaxUID = syntax
+    coded.add_new("PixelData", "OB", data)
+    return reread(coded)
 
 
 def _of_a_child(sop_class: UID, transfer_syntax: UID) -> Dataset:
@@ -246,5 +361,6 @@ def _put(dataset: Dataset, attributes: Mapping[str, object]) -> Dataset:
     return dataset
 
 
-def _curve(count: int, gamma: float) -> npt.NDArray[np.uint16]:
-    return np.rint(65_535 * np.linspace(0.0, 1.0, count) ** gamma).astype(np.uint16)
+def _curve(count: int, gamma: float, bits: int) -> npt.NDArray[np.uint16]:
+    most = (1 << bits) - 1
+    return np.rint(most * np.linspace(0.0, 1.0, count) ** gamma).astype(np.uint16)

@@ -55,13 +55,13 @@ class Orthanc:
         }
         (folder / "orthanc.json").write_text(json.dumps(merged))
 
-    def start(self) -> None:
+    def start(self, seconds: float = 60.0) -> None:
         """Start it and wait for its C-ECHO."""
         with (self._folder / "orthanc.log").open("ab") as log:
             self._process = subprocess.Popen(
                 ["/usr/sbin/Orthanc", str(self._folder / "orthanc.json")], stdout=log, stderr=log
             )
-        wait_for(self._answers, seconds=60)
+        wait_for(self._answers, seconds)
 
     def stop(self) -> None:
         """Stop it."""

@@ -30,9 +30,16 @@ _FRONTAL_CODES = frozenset({"272479007", "399348003", "399033003", "R-10214", "R
 _CHEST_CODES = frozenset(
     {"816094009", "51185008", "43799004", "39607008", "T-D3000", "T-D3200", "T-28000"}
 )
-_CHEST_PARTS = frozenset({"CHEST", "THORAX", "LUNG", "LUNGS"})
-_CHEST_WORDS = re.compile(r"\b(chest|thorax|thoracic|lungs?|cxr)\b", re.IGNORECASE)
-_AGE = re.compile(r"(\d{3})([DWMY])")
+# As consoles are set up in English, German, French, Spanish, Portuguese, Italian, Chinese and
+# Japanese; a digit or an underscore may follow a word, a letter may not (CHESTABDOMEN).
+_CHEST_WORDS = re.compile(
+    r"(?<![^\W\d_])(chest|cxr|thorax|thoracic|t[oó]rax|torace|lungs?|lungen?|poumons?|pulm[oó]n(es)?)"
+    r"(?![^\W\d_])|thoraxaufnahme|胸部",
+    re.IGNORECASE,
+)
+_SPINE = re.compile(r"spin(e|al)|vertebra", re.IGNORECASE)
+"""What makes "thoracic" another word."""
+_AGE = re.compile(r"([0-9]{1,3})([DWMY])")
 _DAYS = {"D": 1.0, "W": 7.0, "M": 365.25 / 12.0, "Y": 365.25}
 
 
@@ -125,14 +132,14 @@ def _kind(header: Dataset) -> tuple[str, str] | None:
 def _chest(header: Dataset, notes: list[str]) -> tuple[str, str] | None:
     """Body part, anatomic region, or what the series or the protocol is called."""
     part = text(header, "BodyPartExamined").upper()
-    if part in _CHEST_PARTS:
+    if _says_chest(part):
         return None
     regions = items(header, "AnatomicRegionSequence")
     named = [text(header, keyword) for keyword in ("SeriesDescription", "ProtocolName")]
     if not part:  # the study may be of several parts: it speaks only where no part is named
         named.append(text(header, "StudyDescription"))
     if any(text(region, "CodeValue") in _CHEST_CODES for region in regions) or any(
-        _CHEST_WORDS.search(name) for name in named
+        _says_chest(name) for name in named
     ):
         if part:
             notes.append("BODY_PART_CONFLICT")
@@ -140,6 +147,10 @@ def _chest(header: Dataset, notes: list[str]) -> tuple[str, str] | None:
     if part or regions:
         return "NOT_CHEST", "Body Part Examined or Anatomic Region is not the chest"
     return "BODY_PART_UNKNOWN", "nothing in the header says that the chest was examined"
+
+
+def _says_chest(words: str) -> bool:
+    return _CHEST_WORDS.search(words) is not None and _SPINE.search(words) is None
 
 
 def _view(header: Dataset) -> tuple[str, str] | None:
@@ -181,7 +192,8 @@ def _age(
 def age_in_years(header: Dataset) -> float | None:
     """Patient's Age, else from the birth date on the study date; None if unknown.
 
-    A stated age of whole years counts as those years.
+    A stated age of whole years counts as those years. Three digits are asked for (PS3.5
+    6.2), and fewer are read, too: an adult's ``45Y`` must not pass for unknown.
     """
     match = _AGE.fullmatch(text(header, "PatientAge").upper())
     if match is not None:

@@ -49,11 +49,13 @@ if TYPE_CHECKING:
     from triage.assessment import Assessor
     from triage.bundles import Keys
     from triage.lineage import Ancestor
-    from triage.quality import Quality
+    from triage.rescoring import Outcome
+    from triage.rescoring import Task as BackFileTask
     from triage.retention import Removed
     from triage.scp import Door
     from triage.shadow import Pair
     from triage.sinks import Sink
+    from triage.worklist.backfile import Applied
     from triage.worklist.drifts import Alarm
     from triage.worklist.shadows import Comparison
 
@@ -206,6 +208,84 @@ def retain(config: Config, who: str, *, dry_run: bool) -> "Removed":
     with _lock(config.locks_folder / "retention.lock", wait=True):
         keeper = Housekeeping(worklist(config), spool(config), pictures(config), policy, who)
         return keeper.run(dry_run=dry_run)
+
+
+def rescore(
+    config: Config,
+    task: "BackFileTask",
+    *,
+    source: str | None,
+    move_port: int,
+    ray: str | None,
+    workers: int | None,
+    report: Path | None,
+    apply: bool,
+    who: str,
+    progress: "Callable[[int, int | None], None]",
+) -> "tuple[Outcome, Applied | None]":
+    """Score the back file, write what would change and, if told to, let it stand.
+
+    Parameters
+    ----------
+    config : Config
+    task : Task
+    source : str or None
+        An archive as ``triage rescore --from`` takes it; None for what is stored.
+    move_port : int
+        Where we listen for C-MOVE's stores.
+    ray : str or None
+        The address of a Ray cluster; None for processes of this machine.
+    workers : int or None
+    report : Path or None
+        Of the HTML; by default in the home, named after the version.
+    apply : bool
+    who : str
+    progress : callable
+        Told how many images are done, and of how many if that is known.
+
+    Raises
+    ------
+    TriageError
+        It cannot be done, or not go on now: the same command goes on where it stood.
+    """
+    from triage.archives import archive
+    from triage.crew import Cluster, Processes
+    from triage.rescoring import Packed, Rescoring, of_archive, of_spool
+
+    os.umask(0o077)
+    models, kept = registry(config), worklist(config)
+    model = models.champion() if task.version is None else models.version(task.version)
+    champion = models.aliases().get(CHAMPION, "")
+    if apply and (source is not None or model.version != champion):
+        raise ConfigError(
+            "--apply lets the champion's scores stand in the rows of stored exams: approve and "
+            "promote the version first, and leave --from out"
+        )
+    elsewhere = None if source is None else archive(source, config.ae_title, move_port)
+    run = Rescoring(kept.back_file, model.version, source, task)
+    make = Packed.of(model, warn_outside=config.outside_population == "warn")
+    try:
+        with lone_name(config, "rescorer") as name, run.led_by(name):
+            images = (
+                of_spool(run, spool(config)) if elsewhere is None else of_archive(run, elsewhere)
+            )
+            total = run.total()
+            if total != 0:
+                crew = Processes(make, workers) if ray is None else Cluster(make, ray, workers)
+                try:
+                    run.score(crew, images, lambda done: progress(done, total))
+                finally:
+                    crew.close()
+            folder = config.home / "reports"
+            outcome = run.tell(
+                report or folder / f"rescore-{model.version}.html",
+                spool(config),
+                task.against or champion,
+            )
+            applied = kept.back_file.apply(model.version, task.selection, who) if apply else None
+            return outcome, applied
+    finally:
+        kept.close()
 
 
 def withdraw(config: Config, patient_id: str, why: str, who: str, *, in_advance: bool) -> bool:
@@ -868,20 +948,9 @@ def assessor(config: Config, model: ModelVersion) -> "Assessor":
     ModelError
         It does not fit this program, or cannot be compiled.
     """
-    from triage.assessment import Assessor
+    from triage.network import assessor as compiled
 
-    warn_outside = config.outside_population == "warn"
-    return Assessor(_network(model), model.population, _quality(model), warn_outside)
-
-
-def _quality(model: ModelVersion) -> "Quality | None":
-    """What a version knows of pictures; None if it was made without."""
-    from triage.novelty import NOVELTY, Novelty
-    from triage.quality import QUALITY, Quality
-
-    if not {NOVELTY, QUALITY} <= set(model.description["files"]):
-        return None
-    return Quality.load(model.folder / QUALITY, Novelty.load(model.folder / NOVELTY))
+    return compiled(model, warn_outside=config.outside_population == "warn")
 
 
 @contextmanager

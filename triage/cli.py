@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from triage.registry import ModelVersion
     from triage.worklist import WorklistItem
     from triage.worklist.accounts import Role
+    from triage.worklist.backfile import Selection
 
 TABLE_ROWS = 50
 """So many rows ``triage worklist`` prints unless told otherwise."""
@@ -334,6 +335,152 @@ def retention_run(config: Config, *, dry_run: bool) -> None:
     )
     if removed.kept:
         click.echo(f"{removed.kept} objects stay: no array could be made of them for training")
+
+
+_WHERE = ("since", "until", "console", "state", "model")
+
+
+def _selection(
+    _context: click.Context, _parameter: click.Parameter, filters: tuple[str, ...]
+) -> "Selection":
+    import datetime as dt
+
+    from triage.worklist import State
+    from triage.worklist.backfile import Selection
+
+    known: dict[str, Any] = {}
+    for each in filters:
+        name, equals, value = each.partition("=")
+        if name not in _WHERE or not equals or not value:
+            raise click.BadParameter(f"{each!r}: write NAME=VALUE with {', '.join(_WHERE)}")
+        if name in known:
+            raise click.BadParameter(f"{name} is given twice")
+        try:
+            match name:
+                case "since" | "until":
+                    moment = dt.datetime.fromisoformat(value)
+                    known[name] = moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)
+                case "state":
+                    known[name] = State(value.upper())
+                case _:
+                    known[name] = value
+        except ValueError as error:
+            what = "a state" if name == "state" else "a time such as 2026-01-31 or 2026-01-31T12:00"
+            raise click.BadParameter(f"{each!r}: {value!r} is not {what}") from error
+    return Selection(**known)
+
+
+@main.command()
+@click.option(
+    "--where",
+    "selection",
+    multiple=True,
+    callback=_selection,
+    metavar="NAME=VALUE",
+    help=f"Only some exams; may be repeated. Names: {', '.join(_WHERE)}.",
+)
+@click.option("--model", "version", help="The model version that scores. [default: the champion]")
+@click.option(
+    "--from",
+    "source",
+    help="An archive instead of what is stored: folder:PATH, dicomweb:URL, cget:AET@HOST:PORT or "
+    "cmove:AET@HOST:PORT.",
+)
+@click.option(
+    "--against",
+    help="The version that images which are not stored here are compared by. "
+    "[default: the champion]",
+)
+@click.option("--ray", help="A Ray cluster: local, auto, HOST:PORT or ray://HOST:PORT.")
+@click.option(
+    "--workers", type=click.IntRange(1, 10_000), help="So many at once. [default: the cores]"
+)
+@click.option(
+    "--move-port",
+    type=click.IntRange(1, 65_535),
+    default=11_113,
+    show_default=True,
+    help="Where we listen for what a PACS moves here.",
+)
+@click.option("--retry-failed", is_flag=True, help="Ask again about images that failed.")
+@click.option(
+    "--report",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Where the HTML goes. [default: reports/ in TRIAGE_HOME]",
+)
+@click.option("--apply", is_flag=True, help="Let the champion's scores stand in the live rows.")
+@click.option("--json", "as_json", is_flag=True, help="A JSON object of what would change.")
+@click.pass_obj
+def rescore(
+    config: Config,
+    selection: "Selection",
+    version: str | None,
+    source: str | None,
+    against: str | None,
+    ray: str | None,
+    workers: int | None,
+    move_port: int,
+    report: Path | None,
+    *,
+    retry_failed: bool,
+    apply: bool,
+    as_json: bool,
+) -> None:
+    """Score what is stored, or an archive, anew; live rows stay until --apply.
+
+    Goes on where it was stopped. Writes a report of what would change.
+    """
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        SpinnerColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )  # fmt: skip
+
+    from triage import app
+    from triage.rescoring import Task
+
+    app.configure_logging(config)
+    bar = Progress(
+        SpinnerColumn(), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        TimeRemainingColumn(), console=Console(stderr=True),
+    )  # fmt: skip
+    with bar:
+        shown = bar.add_task("images", total=None)
+        outcome, applied = app.rescore(
+            config,
+            Task(selection, version, against, retry_failed),
+            source=source,
+            move_port=move_port,
+            ray=ray,
+            workers=workers,
+            report=report,
+            apply=apply,
+            who=_who(),
+            progress=lambda done, total: bar.update(shown, completed=done, total=total),
+        )
+    if as_json:
+        told = outcome.as_json() | {"applied": None if applied is None else _plain(applied)}
+        click.echo(json.dumps(told, indent=2))
+        return
+    click.echo(
+        f"{outcome.images} images: {outcome.scored} scored, {outcome.refused} not scored, "
+        f"{outcome.failed} failed"
+    )
+    click.echo(
+        f"of {outcome.compared} that had a score: {outcome.gained} flags gained, {outcome.lost} "
+        f"lost; {outcome.new_flags} flagged that had none"
+    )
+    if applied is not None:
+        click.echo(
+            f"applied to {applied.scored} exams: {applied.gained} flags gained, {applied.lost} "
+            f"lost; {applied.kept} were read and stay as they were read; {applied.waiting} wait "
+            "for the worker"
+        )
+    click.echo(f"report: {outcome.report}")
 
 
 @main.group()

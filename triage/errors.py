@@ -33,6 +33,8 @@
     |-- TooLarge                    a request brings more than is taken at once
     |-- TooSlow                     a request does not come whole
     |-- DicomError                  a data set or an association is not what it should be
+    |-- ArchiveError                an archive cannot be read, or not be reached
+    |-- LostImageError              one image of an archive cannot be had; the others may
     |-- DeliveryError               a destination has not taken a result; refused, or could not
     |-- ServiceError                a part of the service cannot start or go on
     `-- DataError                   training data is missing, unreadable or not enough
@@ -216,6 +218,14 @@ class TooLarge(TriageError):
 
 class DicomError(TriageError):
     """A data set or an association is not what it should be."""
+
+
+class ArchiveError(TriageError):
+    """An archive cannot be read or reached: nothing of it can be now."""
+
+
+class LostImageError(TriageError):
+    """One image of an archive cannot be had; the others may."""
 
 
 class DeliveryError(TriageError):

@@ -6,9 +6,12 @@ from types import ModuleType
 
 import numpy as np
 
+from triage.assessment import Assessor
 from triage.errors import ModelError
 from triage.markers import CORNER_MARKERS, MASKED, without_markers
+from triage.novelty import NOVELTY, Novelty
 from triage.pixels import SIDE, Array, fingerprint
+from triage.quality import QUALITY, Quality
 from triage.registry import EXPORTED, ModelVersion
 from triage.scoring import Evidence, Score
 
@@ -30,6 +33,8 @@ class Network:
     Parameters
     ----------
     model : ModelVersion
+    threads : int, optional
+        Of OpenVINO; as many as there are cores otherwise.
 
     Raises
     ------
@@ -37,7 +42,7 @@ class Network:
         It was trained on arrays of another fingerprint, or cannot be compiled.
     """
 
-    def __init__(self, model: ModelVersion) -> None:
+    def __init__(self, model: ModelVersion, threads: int | None = None) -> None:
         if model.pixel_fingerprint != fingerprint():
             raise ModelError(
                 f"model {model.version} scores arrays of fingerprint {model.pixel_fingerprint}, "
@@ -55,7 +60,11 @@ class Network:
                 "CPU",
                 # Left alone, OpenVINO computes in bfloat16 where the CPU can, and then
                 # differs from the network that the threshold was chosen on.
-                {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"},
+                {
+                    "INFERENCE_PRECISION_HINT": "f32",
+                    "PERFORMANCE_HINT": "LATENCY",
+                    **({} if threads is None else {"INFERENCE_NUM_THREADS": threads}),
+                },
             )
         except RuntimeError as error:
             raise ModelError(
@@ -95,3 +104,25 @@ class Network:
         score = Score(probability, self._model.threshold, self._model.version)
         evidence = self._evidence
         return score, None if evidence is None else outputs[evidence][0, :, :, 0].copy()
+
+
+def assessor(model: ModelVersion, *, warn_outside: bool, threads: int | None = None) -> Assessor:
+    """A model version, compiled, with all that it scores with.
+
+    Parameters
+    ----------
+    model : ModelVersion
+    warn_outside : bool
+        Score patients outside the population with a note.
+    threads : int, optional
+        As :class:`Network` takes them.
+
+    Raises
+    ------
+    ModelError
+        It does not fit this program, or cannot be compiled.
+    """
+    quality = None
+    if {NOVELTY, QUALITY} <= set(model.description["files"]):
+        quality = Quality.load(model.folder / QUALITY, Novelty.load(model.folder / NOVELTY))
+    return Assessor(Network(model, threads), model.population, quality, warn_outside)

@@ -30,11 +30,18 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import get_frame
 from pydicom.multival import MultiValue
 from pydicom.pixels.utils import pixel_array
-from pydicom.uid import UID, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLosslessSV1, RLELossless
+from pydicom.uid import (
+    UID,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    RLELossless,
+)
 
 from triage.errors import PixelsError
 from triage.identity import numbers, value_of
-from triage.shutters import Mask, declared, margins
+from triage.shutters import Mask, declared, margins, sampled
 
 SIDE = 256
 """Rows and columns of a normalized array."""
@@ -54,6 +61,9 @@ JPEG_PROGRESSIVE = UID("1.2.840.10008.1.2.4.55")
 PIECE = 262_144
 """Pixels that are counted or looked up at a time: NumPy makes an index of eight bytes of each,
 and these then stay in the processor's cache."""
+
+TALL = 1.3
+"""Rows over columns above which a picture is resized in one piece."""
 
 MAX_PIXELS = 120_000_000
 """The largest picture that is decoded; a 43 x 43 cm detector at 0.1 mm has 18.5 million."""
@@ -292,6 +302,12 @@ def decoded(dataset: Dataset) -> npt.NDArray[np.integer]:
     if syntax in {JPEGBaseline8Bit, JPEGExtended12Bit} and not deep:
         # GDCM gives the same values, and ends the process on some damaged streams.
         return pixel_array(dataset, decoding_plugin="pillow")
+    if syntax in {JPEGLossless, JPEGLosslessSV1} and dataset.BitsAllocated == 8:
+        # GDCM ends the process where fewer than the 8 allocated are stored.
+        described = Dataset(dataset)
+        described.file_meta = dataset.file_meta
+        described.BitsStored, described.HighBit = 8, 7
+        return pixel_array(described)
     if not (syntax == JPEG_PROGRESSIVE or (syntax == JPEGExtended12Bit and deep)):
         return pixel_array(dataset)
     renamed = Dataset(dataset)
@@ -534,23 +550,59 @@ def _finish(
     # Where each pixel's value stands in the table; signed 16 bits would overflow.
     places = stored.values.astype(np.int32) - stored.low if stored.low else stored.values
     blank = _blank(stored, padding)
-    picture = _shown(places, table, blank, visible)
-    box = margins(picture)
-    if picture[box].size < picture.size:
-        inside = np.zeros(picture.shape, np.bool_)
+    shown = _stretched(places, table, blank, visible)
+    box = margins(_picture(places, shown, visible, sampled(places.shape)), places.shape)
+    if places[box].size < places.size:
+        inside = np.zeros(places.shape, np.bool_)
         inside[box] = True if visible is None else visible[box]
-        picture = _shown(places, table, blank, inside)
-    small = Image.fromarray(picture).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
-    return np.clip(np.asarray(small, np.float32), 0.0, 1.0)
+        shown, visible = _stretched(places, table, blank, inside), inside
+    return np.clip(_resized(places, shown, visible), 0.0, 1.0)
 
 
-def _shown(
+def _resized(
+    places: npt.NDArray[np.integer], shown: npt.NDArray[np.float32], visible: Mask | None
+) -> npt.NDArray[np.float32]:
+    """The picture at its final size.
+
+    Of a large one, some rows at a time are looked up and made narrow, so that it is never laid
+    out in full. Pillow, too, makes it narrow first and then low, and gives the same bits; but of
+    a tall one the other way round, where that is cheaper.
+    """
+    rows, columns = places.shape
+    if rows * columns < 4 * PIECE or rows > TALL * columns:
+        whole = Image.fromarray(_picture(places, shown, visible, (slice(None), slice(None))))
+        return np.asarray(whole.resize((SIDE, SIDE), Image.Resampling.BILINEAR), np.float32)
+    narrow = np.empty((rows, SIDE), np.float32)
+    step = max(PIECE // 4 // columns, 1)
+    for start in range(0, rows, step):
+        some = slice(start, min(start + step, rows))
+        strip = Image.fromarray(_picture(places, shown, visible, (some, slice(None))))
+        low = strip.resize((SIDE, strip.height), Image.Resampling.BILINEAR)
+        narrow[some] = np.asarray(low, np.float32)
+    small = Image.fromarray(narrow).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+    return np.asarray(small, np.float32)
+
+
+def _picture(
+    places: npt.NDArray[np.integer],
+    shown: npt.NDArray[np.float32],
+    visible: Mask | None,
+    part: tuple[slice, slice],
+) -> npt.NDArray[np.float32]:
+    """A part of the picture, looked up; what is not visible is black."""
+    picture: npt.NDArray[np.float32] = np.take(shown, places[part], mode="clip")
+    if visible is not None:
+        picture[~visible[part]] = 0.0
+    return picture
+
+
+def _stretched(
     places: npt.NDArray[np.integer],
     table: npt.NDArray[np.float64],
     blank: npt.NDArray[np.bool_],
     visible: Mask | None,
 ) -> npt.NDArray[np.float32]:
-    """The picture with its contrast stretched by what is visible, the rest black."""
+    """What each place is shown as: the contrast stretched by what is visible, padding black."""
     seen = places.ravel() if visible is None else places[visible]
     counts = np.where(blank, 0, _counted(seen, len(table)))
     black, white = _tails(table, counts)
@@ -558,10 +610,7 @@ def _shown(
         raise PixelsError("PICTURE_BLANK", "the picture has one grey value and shows nothing")
     shown = np.clip((table - black) / (white - black), 0.0, 1.0).astype(np.float32)
     shown[blank] = 0.0
-    picture: npt.NDArray[np.float32] = _looked_up(shown, places)
-    if visible is not None:
-        picture[~visible] = 0.0
-    return picture
+    return shown
 
 
 def _counted(places: npt.NDArray[np.integer], length: int) -> npt.NDArray[np.int64]:

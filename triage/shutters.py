@@ -75,22 +75,30 @@ def declared(
     return visible
 
 
-def margins(levels: npt.NDArray[np.floating]) -> tuple[slice, slice]:
+def sampled(shape: tuple[int, ...]) -> tuple[slice, slice]:
+    """The rows and columns of a picture on which :func:`margins` looks for them."""
+    rows, columns = shape
+    return slice(None, None, -(-rows // LINES)), slice(None, None, -(-columns // LINES))
+
+
+def margins(sample: npt.NDArray[np.floating], shape: tuple[int, ...]) -> tuple[slice, slice]:
     """The rows and columns inside the margins of one grey that a picture has.
 
     Parameters
     ----------
-    levels : ndarray of float, shape (rows, columns)
-        Grey levels, scaled so that the contrast of the picture is about 0 to 1.
+    sample : ndarray of float
+        The picture's grey levels at the :func:`sampled` rows and columns, scaled so that its
+        contrast is about 0 to 1.
+    shape : tuple of int
+        The picture's rows and columns.
 
     Returns
     -------
     tuple of two slice
         The whole picture where it has no margins.
     """
-    rows, columns = levels.shape
-    row_step, column_step = -(-rows // LINES), -(-columns // LINES)
-    sample = levels[::row_step, ::column_step]
+    rows, columns = shape
+    row_step, column_step = (int(lines.step) for lines in sampled(shape))
     box = [0, sample.shape[0], 0, sample.shape[1]]
     limits = [int(WIDEST * size) for size in sample.shape]
     moved = True

@@ -11,12 +11,20 @@ Each exam has a score, a reading if it was read, an event and a delivery. Calls 
 without HTTP, in turn, so that what else the machine does slows both.
 """
 
+import datetime as dt
+import statistics
 import time
+from collections.abc import Callable
+from functools import partial
 from string import Template
+from typing import Any
 
 import click
 from sqlalchemy import Connection, func, select
 
+from tests.benchmarks.lists import MIDDLE, QUERIES
+from triage.worklist import Worklist
+from triage.worklist.queries import Filter
 from triage.worklist.schema import WRITE, migrate, open_engine
 from triage.worklist.tables import Item
 
@@ -70,8 +78,11 @@ FROM (
 ) made
 """,
     """
-INSERT INTO item_notes (item_id, code, unread, rank_at)
-SELECT id, json_array_elements_text(notes), unread, rank_at FROM items WHERE mod(id, 50) = 0
+INSERT INTO item_notes (item_id, code, unread, rank_at, modality, view_position,
+  calling_ae_title)
+SELECT id, json_array_elements_text(notes), unread, rank_at, modality, view_position,
+  calling_ae_title
+FROM items WHERE mod(id, 50) = 0
 """,
     """
 INSERT INTO scores (id, item_id, model_version, probability, threshold, scored_at)
@@ -168,3 +179,86 @@ def _taken_down(connection: Connection) -> tuple[list[str], list[str]]:
         [f"ALTER TABLE {table} ADD CONSTRAINT {name} {told}" for table, name, told in keys],
         [told for _, told in indexes],
     )
+
+
+def measurements(url: str, count: int) -> dict[str, Callable[[], object]]:
+    """What is measured, by what the table calls it."""
+    worklist = Worklist(url)
+    day = dt.datetime.now(dt.UTC) - dt.timedelta(days=10)
+    cursor = worklist.queries.page(Filter(unread=False), 100).next
+    found: dict[str, Callable[[], object]] = {
+        "claim for scoring": lambda: _claimed(worklist),
+        "claim for delivery": lambda: _delivery(worklist),
+        "has this UID come": lambda: worklist.digest(f"2.25.1.{count // 2}"),
+        "events after the newest": lambda: worklist.queries.moves(count - 100, 200),
+        "one exam's events": lambda: worklist.journal(f"2.25.1.{count // 2}"),
+        "gauges": worklist.gauges.read,
+        "dashboard, 7 days": lambda: worklist.statistics.figures(7),
+        "dashboard, 30 days": lambda: worklist.statistics.figures(30),
+        "dashboard, 30 days of one console": lambda: worklist.statistics.figures(30, "CR7"),
+        "operations: counts of states": worklist.counts,
+    }
+    for name, asked in QUERIES.items():
+        wanted, at = _filter(asked, day), None
+        if name == MIDDLE:
+            wanted, at = Filter(unread=False), cursor
+        found[f"page: {name}"] = partial(worklist.queries.page, wanted, 100, at, "reader1")
+    return found
+
+
+def _filter(asked: dict[str, Any], day: dt.datetime) -> Filter:
+    """The filter of a request; days are among those that both databases have."""
+    named = {"q": "search"}
+    values = {named.get(key, key): value for key, value in asked.items()}
+    if "received_from" in values:
+        values |= {"received_from": day, "received_to": day + dt.timedelta(days=1)}
+    return Filter(**values)
+
+
+def _claimed(worklist: Worklist) -> None:
+    claim = worklist.claim("bench")
+    assert claim is not None
+    assert worklist.abandon("bench") == 1
+    _again(worklist, "items", "attempts = 0", claim.item_id)
+
+
+def _delivery(worklist: Worklist) -> None:
+    claim = worklist.deliveries.claim("bench", DESTINATION, 100)
+    assert claim is not None
+    again = "attempts = 1, claimed_by = NULL, next_attempt_at = created_at"
+    _again(worklist, "deliveries", again, claim.delivery_id)
+
+
+def _again(worklist: Worklist, table: str, values: str, number: int) -> None:
+    """Let what was claimed be claimed again, so that each run finds the same."""
+    with worklist.engine().begin() as connection:
+        connection.exec_driver_sql(f"UPDATE {table} SET {values} WHERE id = {number}")
+
+
+@click.command()
+@click.argument("few")
+@click.argument("many")
+@click.option("--sizes", type=(int, int), default=SIZES, show_default=True)
+def main(few: str, many: str, sizes: tuple[int, int]) -> None:
+    """Print the table."""
+    for url, count in zip((few, many), sizes, strict=True):
+        fill(url, count)
+    both = [measurements(url, count) for url, count in zip((few, many), sizes, strict=True)]
+    click.echo(f"| what | {sizes[0]:,} | {sizes[1]:,} | ratio |\n|---|---|---|---|")
+    for name in both[0]:
+        times: tuple[list[float], list[float]] = ([], [])
+        for way in both:
+            way[name]()
+        for _ in range(RUNS):
+            for way, took in zip(both, times, strict=True):
+                began = time.perf_counter()
+                way[name]()
+                took.append((time.perf_counter() - began) * 1000)
+            if sum(times[1]) > PATIENCE_MS:
+                break
+        short, long = (statistics.median(took) for took in times)
+        click.echo(f"| {name} | {short:.1f} ms | {long:.1f} ms | {long / short:.2f} |")
+
+
+if __name__ == "__main__":
+    main()

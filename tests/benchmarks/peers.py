@@ -56,8 +56,8 @@ Peer = Callable[[Path], AbstractContextManager[Running]]
 def service(folder: Path, *arguments: str) -> Iterator[Service]:
     """Ours, as a process that tests know how to ask."""
     running = Service(folder / "home", free_port(), {"TRIAGE_MAX_ASSOCIATIONS": "64"})
-    running.start(*arguments)
     try:
+        running.start(*arguments)
         yield running
     finally:
         running.stop()
@@ -109,8 +109,8 @@ def orthanc(
 ) -> Iterator[Running]:
     """As Debian has it."""
     running = Orthanc(folder / "orthanc", settings=settings or {})
-    running.start()
     try:
+        running.start(300.0)  # with the plugin it loads TensorFlow first
         yield Running(Address(running.dicom_port, "ORTHANC"), lambda: _lines(scored))
     finally:
         running.stop()
@@ -163,7 +163,7 @@ def _process(
         return False
 
     try:
-        wait_for(answers, 120.0)
+        wait_for(answers, 300.0)
         yield Running(address, scored)
     finally:
         process.terminate()

@@ -243,6 +243,7 @@ def test_a_stopped_crossvalidation_goes_on(
         assert np.allclose(ours["logits"], theirs["logits"], atol=1e-3)
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 @pytest.mark.parametrize(
     ("more", "damage", "words"),
     [

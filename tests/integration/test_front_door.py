@@ -17,17 +17,31 @@ from typing import Any
 import numpy as np
 import pytest
 import structlog
-from pydicom import Dataset
+from pydicom import Dataset, dcmread
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import _read_file_meta_info, read_preamble
 from pydicom.uid import (
+    UID,
     DeflatedExplicitVRLittleEndian,
     DigitalXRayImageStorageForPresentation,
+    ExplicitVRLittleEndian,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
     SecondaryCaptureImageStorage,
     generate_uid,
 )
 
-from tests.builders import chest_radiograph, encoded, lut, picture, put_pixels, radiograph
+from sample_dicom.draw import chest
+from tests.builders import (
+    chest_radiograph,
+    encoded,
+    lut,
+    picture,
+    put_pixels,
+    radiograph,
+    recoded,
+    save,
+)
 from tests.conftest import SAMPLES, Service, pydicom_files, wait_for
 from tests.integration.test_receiver import (
     CR,
@@ -40,6 +54,7 @@ from tests.integration.test_receiver import (
     with_uid,
 )
 from triage.peers import Peer
+from triage.pixels import JPEG_PROGRESSIVE
 from triage.scp import STORAGE_CLASSES, TRANSFER_SYNTAXES, Door, Receiver
 from triage.send import send
 from triage.spool import Spool, digest_of
@@ -673,6 +688,38 @@ def test_what_is_odd_is_kept_and_settled(scoring: Service) -> None:
         "a wrong group length": "SCORED",
         "odd lengths": "SCORED",
     }
+
+
+def test_a_radiograph_is_scored_alike_in_every_syntax(scoring: Service, tmp_path: Path) -> None:
+    """Sent in each that is offered, kept byte for byte, and scored as the uncompressed one is."""
+    sent: dict[str, tuple[UID, bytes]] = {}
+    for number, syntax in enumerate(TRANSFER_SYNTAXES):
+        plain = ExplicitVRLittleEndian if syntax.is_encapsulated else syntax
+        # GDCM, which reads lossy JPEG of 12 bits, writes a line of its own into the log.
+        bits = 8 if syntax in {JPEGBaseline8Bit, JPEGExtended12Bit, JPEG_PROGRESSIVE} else 12
+        dataset = radiograph(
+            chest(1, shape=(140, 116)), bits=bits, allocated=8 if bits == 8 else 16,
+            transfer_syntax=plain, window=(1 << bits - 1, 1 << bits), PatientID=f"S-{number}",
+        )  # fmt: skip
+        if syntax.is_encapsulated:
+            dataset = recoded(dataset, syntax)
+        file = save(dataset, tmp_path / f"{number:02}.dcm")
+        sent[str(dataset.SOPInstanceUID)] = syntax, data_of(file.read_bytes())
+    answers = list(send([tmp_path], scoring.destination))
+    assert [one.explanation for one in answers if not one.accepted] == []
+    assert len(answers) == len(sent) == len(TRANSFER_SYNTAXES)
+    scores = {}
+    for item in settled(scoring):
+        if item.sop_instance_uid in sent:
+            syntax, data = sent[item.sop_instance_uid]
+            kept = dcmread(Spool(scoring.home / "spool").path(item.digest))
+            assert kept.file_meta.TransferSyntaxUID == syntax
+            assert item.digest == digest_of(data), syntax.name
+            assert item.state is State.SCORED, (syntax.name, item.reason, item.explanation)
+            scores[syntax] = item.score
+    assert set(scores) == set(TRANSFER_SYNTAXES)
+    wanted = scores[ExplicitVRLittleEndian]
+    assert {s.name: v for s, v in scores.items() if abs(v - wanted) > 0.05} == {}
 
 
 def test_a_private_sop_class_is_not_taken(hard_pressed: Service) -> None:

@@ -110,7 +110,7 @@ def test_the_line_leads_from_a_device_uid_to_the_readings(killed: Path) -> None:
     models = Registry(given.models_folder)
     challenger = models.version(models.aliases()[CHALLENGER])
     uid = challenger.description["device_uid"]
-    young, old = app.lineage_of(given, uid)
+    young, old, oldest = app.lineage_of(given, uid)
     assert (young.version, young.device_uid) == (challenger.version, uid)
     assert young == app.lineage_of(given, challenger.version)[0]
     assert young.described == file_hash(challenger.folder / "model.json")
@@ -121,6 +121,9 @@ def test_the_line_leads_from_a_device_uid_to_the_readings(killed: Path) -> None:
     assert old.version == models.champion().version
     assert not old.readings
     assert "Chest X-Ray" in old.note
+    # The bundled version's own parent had the same network, and was never here.
+    assert oldest.version == models.champion().description["parent"]
+    assert oldest.note == "not in this registry"
     # This exam was entered with a score of a version that is in no registry.
     with pytest.raises(ModelError):
         app.lineage_of(given, "1.2.1")

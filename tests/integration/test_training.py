@@ -206,6 +206,7 @@ def test_an_unknown_architecture_is_named(folder: Path, tmp_path: Path) -> None:
     assert "final_model" in line.stderr
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 @pytest.mark.parametrize(
     ("file", "words"),
     [

@@ -14,7 +14,7 @@ SOURCES = [*sorted((ROOT / "triage").rglob("*.py")), *sorted((ROOT / "training")
 CODE = re.compile(r'"([A-Z]+(?:_[A-Z0-9]+)+|DERIVED|LOCALIZER)"')
 
 
-@pytest.mark.parametrize("module", ["admission.py", "pixels.py", "worker.py"])
+@pytest.mark.parametrize("module", ["admission.py", "assessment.py", "pixels.py", "worker.py"])
 def test_every_reason_and_note_is_documented(module: str) -> None:
     """A code that a reader can meet stands in docs/reasons.md."""
     text = (ROOT / "docs" / "reasons.md").read_text()

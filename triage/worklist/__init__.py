@@ -23,6 +23,7 @@ from triage.quality import same_picture
 from triage.scoring import Score, priority
 from triage.worklist.accounts import Accounts
 from triage.worklist.audit import ANCHOR, Trail
+from triage.worklist.backfile import BackFile
 from triage.worklist.commitments import Commitments
 from triage.worklist.deliveries import Deliveries, ResultKind, Route, enqueue
 from triage.worklist.drifts import Drifts
@@ -30,7 +31,7 @@ from triage.worklist.items import State, WorklistItem, find, place, shown, unkno
 from triage.worklist.journal import journal as _journal
 from triage.worklist.journal import now as _now
 from triage.worklist.learning import Learning
-from triage.worklist.levels import Gauges
+from triage.worklist.levels import Gauges, oldest_unscored
 from triage.worklist.parts import Parts
 from triage.worklist.queries import Queries
 from triage.worklist.readings import Readings
@@ -134,6 +135,7 @@ class Worklist:
     retention : Retention
     gauges : Gauges
     parts : Parts
+    back_file : BackFile
 
     Raises
     ------
@@ -171,6 +173,7 @@ class Worklist:
         self.retention = Retention(self._transaction)
         self.gauges = Gauges(self._transaction, self.deliveries)
         self.parts = Parts(self._transaction)
+        self.back_file = BackFile(self._transaction, self._routes)
         try:
             require_current(self._reading)
         except WorklistError:
@@ -436,9 +439,7 @@ class Worklist:
     def oldest_received(self) -> dt.datetime | None:
         """When the longest waiting unscored item came; None if none waits."""
         with self._transaction() as session:
-            return session.scalar(
-                select(func.min(Item.received_at)).where(Item.state == State.RECEIVED)
-            )
+            return session.scalar(oldest_unscored())
 
     @contextmanager
     def _transaction(self, *, write: bool = False) -> Iterator[Session]:

@@ -112,12 +112,12 @@ class Retrainings:
     def lead(self, holder: str) -> bool:
         """Take or renew the schedule's lease; False if another node has it."""
         with self._transaction(write=True) as session:
-            return _take(session, SCHEDULE, holder)
+            return take(session, SCHEDULE, holder)
 
     def resign(self, holder: str) -> None:
         """Give the schedule's lease back."""
         with self._transaction(write=True) as session:
-            _give_back(session, SCHEDULE, holder)
+            give_back(session, SCHEDULE, holder)
 
     def leader(self) -> str | None:
         """Who keeps the schedule now; None if nobody does."""
@@ -147,7 +147,7 @@ class Retrainings:
             None if another process runs one, or there is none to go on with.
         """
         with self._transaction(write=True) as session:
-            if not _take(session, RETRAINING, holder):
+            if not take(session, RETRAINING, holder):
                 return None
             at = now()
             for left in session.scalars(_unfinished()):
@@ -161,7 +161,7 @@ class Retrainings:
                     "the system's, memory may be short"
                 )
             if not anew:
-                _give_back(session, RETRAINING, holder)
+                give_back(session, RETRAINING, holder)
                 return None
             begun = Retraining(
                 state=RetrainingState.RUNNING,
@@ -199,7 +199,7 @@ class Retrainings:
             run = _held_run(session, holder, number)
             if run is None:
                 return False
-            _take(session, RETRAINING, holder)
+            take(session, RETRAINING, holder)
             run.heartbeat_at = now()
             if found.get("stage", run.stage) != run.stage:
                 run.attempts = 1
@@ -215,13 +215,13 @@ class Retrainings:
                 return False
             run.state, run.reason = state, reason
             run.ended_at = run.heartbeat_at = now()
-            _give_back(session, RETRAINING, holder)
+            give_back(session, RETRAINING, holder)
             return True
 
     def give_up(self, holder: str) -> None:
         """Give the lease back in the middle of a run, for whoever goes on with it."""
         with self._transaction(write=True) as session:
-            _give_back(session, RETRAINING, holder)
+            give_back(session, RETRAINING, holder)
 
     def running(self) -> RetrainingRecord | None:
         """The run that a live process works on."""
@@ -284,7 +284,8 @@ def _held(lease: Lease) -> bool:
     return lease.until is not None and at < lease.until < at + FARTHEST
 
 
-def _take(session: Session, name: str, holder: str) -> bool:
+def take(session: Session, name: str, holder: str) -> bool:
+    """Take or renew a lease; False if another holder has it."""
     lease = session.get_one(Lease, name, with_for_update=True)
     if _held(lease) and lease.holder != holder:
         return False
@@ -292,7 +293,8 @@ def _take(session: Session, name: str, holder: str) -> bool:
     return True
 
 
-def _give_back(session: Session, name: str, holder: str) -> None:
+def give_back(session: Session, name: str, holder: str) -> None:
+    """End a lease, if this holder has it."""
     lease = session.get_one(Lease, name, with_for_update=True)
     if lease.holder == holder:
         lease.holder = lease.until = None

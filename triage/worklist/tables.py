@@ -224,6 +224,35 @@ class ShadowScore(Base):
     __table_args__ = (Index("ix_shadow_scores_version", "model_version", "score_id"),)
 
 
+class Rescore(Base):
+    """What a model version says of an image of the back file; at most once. No reader sees it."""
+
+    __tablename__ = "rescores"
+
+    image: Mapped[str] = mapped_column(String(64), primary_key=True)
+    """SOP Instance UID; of a file that has none, its SHA-256."""
+    model_version: Mapped[str] = mapped_column(String(128), primary_key=True)
+    source: Mapped[str] = mapped_column(String(255))
+    """``spool``, or the archive as ``triage rescore --from`` was told it."""
+    place: Mapped[str] = mapped_column(Text)
+    """Where it is there."""
+    probability: Mapped[float | None] = mapped_column(Float)
+    threshold: Mapped[float | None] = mapped_column(Float)
+    reason: Mapped[str | None] = mapped_column(String(64))
+    """Why there is no score."""
+    explanation: Mapped[str] = mapped_column(Text)
+    notes: Mapped[list[str]] = mapped_column(JSON)
+    picture_hash: Mapped[str | None] = mapped_column(String(64))
+    novelty: Mapped[float | None] = mapped_column(Float)
+    failure: Mapped[str] = mapped_column(Text)
+    """Why nothing is known of it; empty for most."""
+    scored_at: Mapped[dt.datetime] = mapped_column(UtcDateTime)
+    applied_at: Mapped[dt.datetime | None] = mapped_column(UtcDateTime)
+    """When the live row was looked at with it; null until an operator says so."""
+
+    __table_args__ = (Index("ix_rescores_version", "model_version", "image"),)
+
+
 class DriftAlarm(Base):
     """A change that the exams of a champion show."""
 
@@ -254,7 +283,7 @@ class Reading(Base):
     item_id: Mapped[int] = mapped_column(ForeignKey("items.id"), index=True)
     reader: Mapped[str] = mapped_column(String(64))
     verdict: Mapped[str] = mapped_column(String(16))
-    read_at: Mapped[dt.datetime] = mapped_column(UtcDateTime)
+    read_at: Mapped[dt.datetime] = mapped_column(UtcDateTime, index=True)
     sampling: Mapped[str] = mapped_column(String(16))
     """How the item came to be read: ``flagged``, ``unflagged`` or ``random``."""
     shown_score: Mapped[float] = mapped_column(Float)
