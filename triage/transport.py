@@ -427,9 +427,22 @@ class _Connection(AssociationSocket):  # type: ignore[misc]
         OSError
             More than a PDU may have are announced, or they do not come in time.
         """
+        self.believe(nr_bytes)
         content = bytearray(self.peek(nr_bytes))
         self.skip(len(content))
         return content
+
+    def believe(self, length: int) -> None:
+        """Refuse what no PDU's length is.
+
+        Raises
+        ------
+        OSError
+            It is more than a PDU may have.
+        """
+        if length > LONGEST_PDU:
+            self.tell(f"it announced a PDU of {length} bytes: see what calls from there")
+            raise ConnectionAbortedError
 
     def peek(self, nr_bytes: int) -> memoryview:
         """The next bytes, fewer if the connection ends; valid until the next call.
@@ -437,11 +450,8 @@ class _Connection(AssociationSocket):  # type: ignore[misc]
         Raises
         ------
         OSError
-            As :meth:`recv`.
+            They do not come in time.
         """
-        if nr_bytes > LONGEST_PDU + 6:
-            self.tell(f"it announced a PDU of {nr_bytes} bytes: see what calls from there")
-            raise ConnectionAbortedError
         if self._end - self._begin < nr_bytes:
             self._fill(nr_bytes)
         return memoryview(self._buffer)[self._begin : min(self._end, self._begin + nr_bytes)]
@@ -569,6 +579,7 @@ class _UpperLayer(DULServiceProvider):  # type: ignore[misc]
                     super()._read_pdu_data()
                     return
                 length = int.from_bytes(header[2:], "big")
+                self.socket.believe(length)
                 content = self.socket.peek(6 + length)[6:]
             except OSError:
                 self.event_queue.put("Evt17")
