@@ -191,7 +191,7 @@ def _operation(  # noqa: C901
         yield from on_disk("mkdir", texts[0])
     elif (
         held
-        and name in {"writev", "pwritev", "fallocate", "sync_file_range"}
+        and name in {"writev", "pwritev", "fallocate"}
         and ours(_bytes(held.group(2)))
     ):
         raise NotImplementedError(f"the model of a disk knows no {name}")
