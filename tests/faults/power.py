@@ -189,11 +189,7 @@ def _operation(  # noqa: C901
         yield from on_disk("unlink", texts[0])
     elif name in {"mkdir", "mkdirat"}:
         yield from on_disk("mkdir", texts[0])
-    elif (
-        held
-        and name in {"writev", "pwritev", "fallocate"}
-        and ours(_bytes(held.group(2)))
-    ):
+    elif held and name in {"writev", "pwritev", "fallocate"} and ours(_bytes(held.group(2))):
         raise NotImplementedError(f"the model of a disk knows no {name}")
 
 

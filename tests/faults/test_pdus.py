@@ -87,8 +87,7 @@ def test_mutated_pdus_end_their_association_and_no_more(
     assert highest < 400_000, "KB"
     wait_for(
         lambda: (
-            sockets(process) <= before[0]
-            and len(list((process / "task").iterdir())) <= before[1]
+            sockets(process) <= before[0] and len(list((process / "task").iterdir())) <= before[1]
         ),
         240,
     )
