@@ -535,6 +535,8 @@ class _UpperLayer(DULServiceProvider):  # type: ignore[misc]
 
     def __init__(self, association: _Association) -> None:
         super().__init__(association)
+        # What was answered is durable: no peer may keep a process that was told to end.
+        self.daemon = True
         self.state_machine = _StateMachine(self)
         self._idle_timer, self.artim_timer = _Timer(60), _Timer(30)
         self._run_loop_delay = 0.0
