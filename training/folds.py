@@ -8,8 +8,10 @@ are judged, too (:func:`training.stress.any_change`).
 
 import dataclasses
 import json
+import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import keras
@@ -23,6 +25,7 @@ from training.finetune import sound, train
 from training.networks import FINE_TUNED, build
 from training.stress import any_change
 from training.versions import replace
+from triage.cluster import connect
 from triage.errors import DataError
 from triage.network import openvino
 from triage.pixels import Array, fingerprint
@@ -120,6 +123,7 @@ def crossvalidate(
     out: Path,
     verbose: int,
     tell: Callable[[str], None],
+    ray: str | None = None,
 ) -> OutOfFold:
     """Train each fold's network and judge the held-out radiographs; resumes.
 
@@ -134,30 +138,102 @@ def crossvalidate(
         As in ``keras.Model.fit``.
     tell : callable
         Is told in a line what is done.
+    ray : str, optional
+        A cluster as :func:`triage.cluster.connect` takes it: the folds train there at once.
 
     Raises
     ------
     DataError
         Too few patients, or a checkpoint that is damaged or of another plan.
     """
+    if ray is not None:
+        _spread(snapshot, arrays, plan, out, tell, ray)
+        return finished(out, plan, snapshot)
     for number, (rest, held) in enumerate(plan.rows(snapshot)):
         folder = out / f"fold{number}"
-        if not (folder / FOLD).exists():
-            tell(f"fold {number + 1} of {plan.folds}: {len(rest)} pictures train")
-            network, _ = train(
-                bytes_of(arrays[rest]),
-                snapshot.labels[rest],
-                folder,
-                plan.seed,
-                plan.epochs,
-                plan.precision,
-                verbose,
-            )
-            write_fold(whole(plan.architecture, network), folder)
-        if not (folder / OUT_OF_FOLD).exists():
-            tell(f"fold {number + 1} of {plan.folds}: {len(held)} pictures and copies are judged")
-            judge_fold(arrays, held, plan.seed, folder)
+        name = f"fold {number + 1} of {plan.folds}"
+        _one_fold(arrays, snapshot.labels, plan, rest, held, folder, verbose, name, tell)
     return finished(out, plan, snapshot)
+
+
+def _one_fold(
+    arrays: npt.NDArray[np.float16],
+    labels: npt.NDArray[np.int64],
+    plan: Plan,
+    rest: Rows,
+    held: Rows,
+    folder: Path,
+    verbose: int,
+    name: str,
+    tell: Callable[[str], None],
+) -> None:
+    """Train one fold's network and let it judge, as far as that is not done."""
+    if not (folder / FOLD).exists():
+        tell(f"{name}: {len(rest)} pictures train")
+        network, _ = train(
+            bytes_of(arrays[rest]),
+            labels[rest],
+            folder,
+            plan.seed,
+            plan.epochs,
+            plan.precision,
+            verbose,
+        )
+        write_fold(whole(plan.architecture, network), folder)
+    if not (folder / OUT_OF_FOLD).exists():
+        tell(f"{name}: {len(held)} pictures and copies are judged")
+        judge_fold(arrays, held, plan.seed, folder)
+
+
+def _spread(
+    snapshot: Snapshot,
+    arrays: npt.NDArray[np.float16],
+    plan: Plan,
+    out: Path,
+    tell: Callable[[str], None],
+    address: str,
+) -> None:
+    """Let a Ray cluster train the folds that are not there, one core each; resumes by fold."""
+    ray = connect(address)
+    try:
+        shared = ray.put((arrays, snapshot.labels))
+        # A fold whose worker dies is begun again elsewhere: it has no checkpoint there.
+        task = ray.remote(num_cpus=1, max_retries=3)(_fold_elsewhere)
+        away = {
+            task.remote(shared, plan, rest, held): number
+            for number, (rest, held) in enumerate(plan.rows(snapshot))
+            if not (out / f"fold{number}" / OUT_OF_FOLD).exists()
+        }
+        tell(f"{len(away)} of {plan.folds} folds train on the cluster at {address}")
+        while away:
+            (done,), _ = ray.wait(list(away), num_returns=1)
+            number = away.pop(done)
+            folder = out / f"fold{number}"
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, content in ray.get(done):  # the sign that it is whole comes last
+                replace(folder / name, partial(_write, content))
+            tell(f"fold {number + 1} of {plan.folds} is here")
+    finally:
+        ray.shutdown()
+
+
+def _write(content: bytes, path: Path) -> None:
+    path.write_bytes(content)
+
+
+def _fold_elsewhere(
+    shared: tuple[npt.NDArray[np.float16], npt.NDArray[np.int64]],
+    plan: Plan,
+    rest: Rows,
+    held: Rows,
+) -> list[tuple[str, bytes]]:
+    """Train and judge one fold in a Ray worker; its files."""
+    arrays, labels = shared
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        _one_fold(arrays, labels, plan, rest, held, folder, 0, "fold", lambda _: None)
+        names = (str(Path(FOLD).with_suffix(".bin")), FOLD, OUT_OF_FOLD)
+        return [(name, (folder / name).read_bytes()) for name in names]
 
 
 def write_fold(network: keras.Model, folder: Path) -> None:

@@ -427,3 +427,26 @@ def test_the_description_is_json_that_a_program_reads(version: ModelVersion) -> 
     told = json.loads((version.folder / "model.json").read_text())
     assert told["calibration"]["slope"] > 0
     assert told["failures"]["missed"] >= 0
+
+
+def test_folds_that_a_cluster_trains_say_the_same(
+    folder: Path, crossvalidated: Path, tmp_path: Path
+) -> None:
+    """Same snapshot, same split; each fold's network comes here whole, and judges alike."""
+    pytest.importorskip("ray")
+    from training.folds import OUT_OF_FOLD
+
+    out = tmp_path / "folds"
+    done = crossvalidate(folder, out, "--ray", "local")
+    assert done.returncode == 0, done.stderr
+    assert "2 of 2 folds train on the cluster at local" in done.stdout
+    for number in range(2):
+        with (
+            np.load(crossvalidated / f"fold{number}" / OUT_OF_FOLD) as here,
+            np.load(out / f"fold{number}" / OUT_OF_FOLD) as there,
+        ):
+            assert here.files == there.files
+            for name in here.files:
+                np.testing.assert_allclose(there[name], here[name], rtol=0, atol=0.05)
+    again = crossvalidate(folder, out, "--ray", "local")
+    assert "0 of 2 folds train" in again.stdout
