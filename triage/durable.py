@@ -5,6 +5,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import IO
 
@@ -25,10 +26,15 @@ def begin_writing(descriptor: int) -> None:
 
     A hint that promises nothing, where the system has it (sync_file_range(2), Linux).
     """
-    with suppress(AttributeError):
-        ctypes.CDLL(None).sync_file_range(
-            descriptor, ctypes.c_int64(0), ctypes.c_int64(0), _SYNC_FILE_RANGE_WRITE
-        )
+    hint = _sync_file_range()
+    if hint is not None:
+        hint(descriptor, ctypes.c_int64(0), ctypes.c_int64(0), _SYNC_FILE_RANGE_WRITE)
+
+
+@cache
+def _sync_file_range() -> Callable[..., int] | None:
+    """Looked up once: it is asked for with every part of every data set."""
+    return getattr(ctypes.CDLL(None), "sync_file_range", None)
 
 
 def make_folder(folder: Path) -> None:
