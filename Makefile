@@ -12,8 +12,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 
 # A command, or another file, of each Debian package that the tests need, and the packages.
 PLUGIN := /usr/share/orthanc/plugins/libOrthancPython.so /usr/share/orthanc/plugins/libOrthancDicomWeb.so
-PROGRAMS := dcmsend dciodvfy ojph_compress pg_lsclusters ps /usr/sbin/Orthanc $(PLUGIN) openssl chromium strace faketime systemd-analyze promtool
-PACKAGES := dcmtk dicom3tools openjph-tools postgresql procps orthanc orthanc-dicomweb orthanc-python openssl chromium strace faketime systemd prometheus
+PROGRAMS := dcmsend dciodvfy ojph_compress pg_lsclusters ps /usr/sbin/Orthanc $(PLUGIN) openssl chromium strace faketime systemd-analyze promtool swift-proxy-server swift-object-server swift-container-server swift-account-server
+PACKAGES := dcmtk dicom3tools openjph-tools postgresql procps orthanc orthanc-dicomweb orthanc-python openssl chromium strace faketime systemd prometheus swift-proxy swift-object swift-container swift-account
 
 .PHONY: demo test lint pytest faults bench audit story champion samples clean
 

@@ -261,7 +261,7 @@ def keep_schedule(config: Config, stop: threading.Event) -> None:
     logging.getLogger("apscheduler").addHandler(logging.NullHandler())
     scheduler: BackgroundScheduler | None = None
     worklist = app.worklist(config)
-    with app.lone_name(config, "schedule") as holder:
+    with app.part_name(config, "schedule") as holder:
         try:
             while True:
                 try:

@@ -90,7 +90,7 @@ def ran(config: Config, trigger: str, *, forced: bool = False, anew: bool = True
         It broke; the run says so, too.
     """
     log = structlog.get_logger("retrain")
-    with app.lone_name(config, "retrain") as holder:
+    with app.part_name(config, "retrain") as holder:
         worklist = app.worklist(config)
         try:
             run = worklist.retrainings.start(holder, trigger, forced=forced, anew=anew)

@@ -27,19 +27,27 @@ from triage.config import (
     without_password,
 )
 from triage.durable import keep_folder
-from triage.errors import ConfigError, ModelError, ServiceError, TriageError, WorklistError
+from triage.errors import (
+    ConfigError,
+    ModelError,
+    ServiceError,
+    SpoolOutage,
+    TriageError,
+    WorklistError,
+)
 from triage.health import Health, Port
 from triage.identity import valid_uid
-from triage.registry import CHAMPION, DESCRIPTION, SERVICE, SHADOW, ModelVersion, Registry
+from triage.registry import CHAMPION, DESCRIPTION, SERVICE, SHADOW, ModelVersion, Registry, Shared
 from triage.scoring import Scorer
 from triage.spool import Spool
+from triage.store import open_store
 from triage.supervisor import Supervisor, stop_on_signals, stop_with_parent
 from triage.telemetry import Telemetry
 from triage.worklist import Worklist
 from triage.worklist.accounts import FIRST_OPERATOR
 from triage.worklist.deliveries import ResultKind, Route
 from triage.worklist.parts import EVERY, Parts
-from triage.worklist.schema import HEAD, migrate, open_engine
+from triage.worklist.schema import HEAD, alone, migrate, open_engine
 
 if TYPE_CHECKING:
     from pydicom.uid import UID
@@ -131,11 +139,11 @@ def prepare(config: Config) -> None:
     models = registry(config)
     models.settle()
     # Every process of a node may come here at once; one at a time adds and names.
-    with _lock(config.locks_folder / "models.lock", wait=True):
+    with _alone(config, "models"):
         bundled = [models.add(file.parent) for file in sorted(BUNDLED.glob(f"*/{DESCRIPTION}"))]
         if CHAMPION not in models.aliases() and bundled:
             newest = max(bundled, key=lambda model: str(model.description["created_at"]))
-            models.name(CHAMPION, newest.version)
+            models.begin(newest.version)
 
 
 def _make_home(config: Config) -> None:
@@ -185,12 +193,17 @@ def migrate_worklist(config: Config) -> str:
 
 def spool(config: Config) -> Spool:
     """The instance files of an installation; the one place that knows where they are."""
-    return Spool(config.spool_folder)
+    return Spool(config.spool_folder, open_store(config.spool_url, config.spool_folder))
 
 
 def registry(config: Config) -> Registry:
     """The model registry of an installation; the one place that knows where it is."""
-    return Registry(config.models_folder)
+    if not config.spool_url:
+        return Registry(config.models_folder)
+    from triage.worklist.ledgers import History
+
+    history = History(open_engine(config.worklist_url, create=False))
+    return Registry(config.models_folder, Shared(spool(config).store, history))
 
 
 def pictures(config: Config) -> "Pictures":
@@ -205,7 +218,7 @@ def retain(config: Config, who: str, *, dry_run: bool) -> "Removed":
     from triage.retention import Housekeeping, Policy
 
     policy = Policy(config.keep_days, config.keep_array_days)
-    with _lock(config.locks_folder / "retention.lock", wait=True):
+    with _alone(config, "retention"):
         keeper = Housekeeping(worklist(config), spool(config), pictures(config), policy, who)
         return keeper.run(dry_run=dry_run)
 
@@ -265,7 +278,7 @@ def rescore(
     run = Rescoring(kept.back_file, model.version, source, task)
     make = Packed.of(model, warn_outside=config.outside_population == "warn")
     try:
-        with lone_name(config, "rescorer") as name, run.led_by(name):
+        with part_name(config, "rescorer") as name, run.led_by(name):
             images = (
                 of_spool(run, spool(config)) if elsewhere is None else of_archive(run, elsewhere)
             )
@@ -352,7 +365,7 @@ def lineage_of(config: Config, name: str) -> "list[Ancestor]":
     from triage.lineage import lineage, of_device
 
     models = registry(config)
-    if not (models.folder / name / DESCRIPTION).is_file() and valid_uid(name):
+    if not models.has(name) and valid_uid(name):
         model = of_device(models, name)
         if model is not None:
             name = model.version
@@ -401,7 +414,7 @@ def pull(config: Config, who: str, *, other_population: bool) -> ModelVersion | 
     if config.fleet_root is None:
         raise ConfigError("no fleet is configured: set TRIAGE_FLEET_URL and TRIAGE_FLEET_ROOT")
     _make_home(config)
-    with _lock(config.locks_folder / "fleet.lock", wait=True):
+    with _alone(config, "fleet"):
         bundle = fetch(config.fleet_url, config.fleet_root, config.fleet_ring, config.fleet_folder)
         if bundle is None:
             return None
@@ -672,8 +685,8 @@ def _observe(config: Config, stop: threading.Event, telemetry: Telemetry, health
             if every and time.monotonic() - asked >= every:
                 asked = time.monotonic()
                 _ask_fleet(config)
-        except (WorklistError, ModelError) as error:
-            of = "model" if isinstance(error, ModelError) else "worklist"
+        except (WorklistError, ModelError, SpoolOutage) as error:
+            of = {ModelError: "model", SpoolOutage: "spool"}.get(type(error), "worklist")
             log.warning("outage", action=f"{of}_unavailable", error=str(error))
             telemetry.outages.labels(of).inc()
             stop.wait(OUTAGE_PAUSE)
@@ -1013,7 +1026,7 @@ def _only_receiver(config: Config) -> Iterator[None]:
 
 @contextmanager
 def part_name(config: Config, part: str) -> Iterator[str]:
-    """A name that no other live process of this node has.
+    """A name that no other live process has, of whatever node on the same database.
 
     The name is the number of a locked file. A killed process's lock is free at once, so
     its successor gets the same name and with it the claims that the dead one held.
@@ -1025,18 +1038,16 @@ def part_name(config: Config, part: str) -> Iterator[str]:
                 break
         else:
             raise ServiceError(f"{MAX_WORKERS} {part}s run with {config.home} already")
-        yield f"{socket.gethostname()[:96]}/{part}-{number}"
+        # Homes on one machine may share a database, and so may machines with one name.
+        home = config.locks_folder.stat()
+        yield f"{socket.gethostname()[:64]}/{part}-{number}@{home.st_dev:x}-{home.st_ino:x}"
 
 
 @contextmanager
-def lone_name(config: Config, part: str) -> Iterator[str]:
-    """A name as :func:`part_name` gives, that no process of another home has either.
-
-    Homes on one machine may share a database, and so may machines that were given one name.
-    """
-    with part_name(config, part) as name:
-        home = config.locks_folder.stat()
-        yield f"{name}@{home.st_dev:x}-{home.st_ino:x}"
+def _alone(config: Config, what: str) -> Iterator[None]:
+    """Do something that one process does at a time, of all nodes on the same database."""
+    with _lock(config.locks_folder / f"{what}.lock", wait=True), alone(config.worklist_url, what):
+        yield
 
 
 @contextmanager

@@ -46,7 +46,7 @@ class Pictures:
         if not self._spool.intact(digest):
             raise DataError(
                 f"object {digest[:12]} is missing from the spool or damaged: restore "
-                f"{self._spool.path(digest)} from a backup"
+                f"{self._spool.where(digest)} from a backup"
             )
         try:
             array = normalize(self._spool.instance(digest)).array.astype(np.float16)

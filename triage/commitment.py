@@ -18,7 +18,7 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE, build_role
 from pynetdicom.sop_class import StorageCommitmentPushModel, StorageCommitmentPushModelInstance
 
-from triage.errors import DicomError, WorklistError
+from triage.errors import DicomError, SpoolOutage, WorklistError
 from triage.identity import items, valid_uid, value_of
 from triage.peers import Requester
 from triage.spool import Spool
@@ -179,11 +179,13 @@ class Committer:
         stop.wait(OUTAGE_SECONDS)
 
     def _attempt(self, there: Requester, claim: CommitmentClaim) -> None:
-        failures = self._verify(claim)
         try:
+            failures = self._verify(claim)
             self._report(there, claim, failures)
-        except DicomError as error:
+        except (DicomError, SpoolOutage) as error:
             self._failed(claim, str(error))
+        except WorklistError:
+            raise
         # A boundary: what a peer does to us fails its report, not the service.
         except Exception as error:  # noqa: BLE001
             self._failed(claim, f"{type(error).__name__} while reporting to {there}: report it")

@@ -69,6 +69,20 @@ def _url(value: str) -> str:
     return value
 
 
+def _spool_url(value: str) -> str:
+    """Of a bucket or a folder; without user, password or whatever else may be a secret."""
+    if not value:
+        return ""
+    parts = urlsplit(value)
+    if parts.query or parts.fragment or "@" in parts.netloc:
+        raise ValueError("nothing but the place: keys come from AWS_ACCESS_KEY_ID and its like")
+    if parts.scheme == "s3" and parts.netloc:
+        return value.rstrip("/")
+    if parts.scheme == "file" and not parts.netloc and parts.path.startswith("/"):
+        return value
+    raise ValueError("write s3://BUCKET/PREFIX or file:///FOLDER")
+
+
 AFTER_READINGS = "after-readings"
 """The schedule that looks at the number of new readings."""
 
@@ -388,6 +402,10 @@ class Config(BaseModel):
     oidc_ca_file: OptionalPath = Field(
         default=None, description="PEM file of who signs the provider's certificate."
     )
+    spool_url: Annotated[str, AfterValidator(_spool_url)] = Field(
+        default="",
+        description="Instance files and models of several nodes: s3://BUCKET or file:///FOLDER.",
+    )
     database_url: str = Field(
         default="",
         description="SQLAlchemy URL of the worklist; empty is SQLite in the home.",
@@ -662,7 +680,7 @@ class Config(BaseModel):
 
     @property
     def spool_folder(self) -> Path:
-        """Where instance files are."""
+        """Where instance files arrive, and where they stay without a ``spool_url``."""
         return self.home / "spool"
 
     @property

@@ -12,11 +12,10 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import structlog
 
-from triage.errors import DeliveryError, TriageError, WorklistError
+from triage.errors import DeliveryError, SpoolError, SpoolOutage, TriageError, WorklistError
 from triage.explanation import HeatMap, explain
 from triage.pixels import Array, normalize
 from triage.registry import ModelVersion
@@ -187,12 +186,13 @@ class Deliverer:
 
     def _serve(self, destination: str, stop: threading.Event) -> None:
         sink, failures = self._sinks[destination], 0
+        bell = self._deliveries.bell(POLL_SECONDS)
         while not stop.is_set():
             try:
                 claim = self._deliveries.claim(self._name, destination, self._patience.attempts)
                 if claim is None:
                     sink.rest()
-                    stop.wait(POLL_SECONDS)
+                    bell.wait(stop)
                 elif self._attempt(sink, claim):
                     failures = 0
                 else:
@@ -217,9 +217,12 @@ class Deliverer:
 
     def _take(self, sink: Sink, claim: DeliveryClaim) -> bool:
         try:
-            uid, file = self._kept(sink, claim)
+            uid, digest = self._kept(sink, claim)
         except WorklistError:
             raise
+        except SpoolOutage as error:
+            self._failed(claim, DeliveryError(str(error)))
+            return False
         except TriageError as error:
             self._failed(claim, DeliveryError(str(error), refused=True))
             return True
@@ -229,11 +232,17 @@ class Deliverer:
             self._failed(claim, DeliveryError(told, refused=True))
             return True
         try:
-            with self._telemetry.step("send"):
+            with (
+                self._spool.file(digest, "results") as file,
+                self._telemetry.step("send"),
+            ):
                 sink.send(uid, file)
         except DeliveryError as error:
             self._failed(claim, error)
             return error.refused
+        except SpoolError as error:
+            self._failed(claim, DeliveryError(str(error)))
+            return False
         # A boundary: what a peer does to us is its delivery's failure, not the service's.
         except Exception as error:  # noqa: BLE001
             self._failed(claim, DeliveryError(f"{type(error).__name__} while sending: report it"))
@@ -242,18 +251,20 @@ class Deliverer:
             self._tell("delivered", claim, result_uid=uid)
         return True
 
-    def _kept(self, sink: Sink, claim: DeliveryClaim) -> tuple[str, Path]:
-        """The result's UID and file, built only if no earlier attempt has."""
-        if claim.result_uid is not None and claim.result_digest is not None:
-            file = self._spool.path(claim.result_digest, "results")
-            if file.exists():
-                return claim.result_uid, file
+    def _kept(self, sink: Sink, claim: DeliveryClaim) -> tuple[str, str]:
+        """The result's UID and digest, built only if no earlier attempt has."""
+        if (
+            claim.result_uid is not None
+            and claim.result_digest is not None
+            and self._spool.size(claim.result_digest, "results") is not None
+        ):
+            return claim.result_uid, claim.result_digest
         with self._telemetry.step("build"):
             result = sink.build(self._materials.of(claim))
         digest = hashlib.sha256(result.content).hexdigest()
-        file = self._spool.put(digest, result.content, "results")
+        self._spool.put(digest, result.content, "results")
         self._deliveries.built(claim, result.uid, digest)
-        return result.uid, file
+        return result.uid, digest
 
     def _failed(self, claim: DeliveryClaim, error: DeliveryError) -> None:
         parked = self._patience.gives_up(claim.attempt, refused=error.refused)

@@ -7,6 +7,7 @@
     |   |-- BundleError             a bundle of a version from elsewhere is not to be believed
     |   `-- FleetError              the fleet's repository is not to be believed, or out of reach
     |-- SpoolError                  an instance file cannot be kept or read
+    |   `-- SpoolOutage             where they are cannot be reached now
     |-- WorklistError               the database cannot do what was asked
     |   |-- SchemaError             the database's schema is not this program's
     |   |-- UnknownItem             no worklist item has that SOP Instance UID
@@ -92,6 +93,10 @@ class FleetError(ModelError):
 
 class SpoolError(TriageError):
     """An instance file cannot be kept or read."""
+
+
+class SpoolOutage(SpoolError):
+    """The store of instance files cannot be reached now; they may well be there."""
 
 
 class WorklistError(TriageError):

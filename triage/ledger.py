@@ -1,4 +1,7 @@
-"""An append-only file of JSON lines, each bound to the one before by its hash.
+"""Append-only JSON lines, each bound to the one before by its hash.
+
+They are in a file, or, where several nodes share them, in rows of the database
+(:mod:`triage.worklist.ledgers`).
 
 A line's hash covers its content and the hash of the line before it, so a line that was
 changed, removed or put in between shows. Lines cut off at the end do not show here; who
@@ -10,11 +13,11 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, Protocol
 
 from triage.durable import make_folder, sync
 from triage.errors import ModelError
@@ -60,7 +63,29 @@ class Entry:
         return hashlib.sha256(json.dumps(rest, sort_keys=True).encode("utf-8")).hexdigest()
 
 
-class Ledger:
+class Ledger(Protocol):
+    """Lines, wherever they are."""
+
+    def entries(self) -> list[Entry]:
+        """All lines, oldest first; empty before the first.
+
+        Raises
+        ------
+        ModelError
+            A line is not as it was written; the message says which.
+        """
+        ...
+
+    def writing(self) -> AbstractContextManager["Pen"]:
+        """Be the only one who writes, on whatever node; what was written stays if it ends well."""
+        ...
+
+    def __str__(self) -> str:
+        """Where the lines are, for a person."""
+        ...
+
+
+class LedgerFile:
     """The lines in a file.
 
     Parameters
@@ -72,6 +97,10 @@ class Ledger:
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    def __str__(self) -> str:
+        """The path."""
+        return str(self.path)
+
     def entries(self) -> list[Entry]:
         """All lines, oldest first; empty before the first.
 
@@ -81,7 +110,7 @@ class Ledger:
             A line is not as it was written; the message says which.
         """
         try:
-            return _parsed(self.path.read_bytes(), self.path)
+            return _parsed(self.path.read_bytes(), str(self.path))
         except FileNotFoundError:
             return []
         except OSError as error:
@@ -106,7 +135,13 @@ class Ledger:
                 whole = content[: content.rfind(b"\n") + 1]
                 if whole != content:
                     file.truncate(len(whole))
-                yield Pen(file, _parsed(whole, self.path))
+
+                def write(line: bytes) -> None:
+                    file.write(line + b"\n")
+                    file.flush()
+                    os.fsync(file.fileno())
+
+                yield Pen(write, _parsed(whole, str(self.path)))
                 sync(self.path.parent)
         except OSError as error:
             raise ModelError(f"{self.path} cannot be written: {error.strerror}") from error
@@ -115,17 +150,22 @@ class Ledger:
 class Pen:
     """Appends to a ledger that is locked.
 
+    Parameters
+    ----------
+    write : callable
+        Keeps one line, without its end.
+
     Attributes
     ----------
     entries : list of Entry
         All lines, also those that were just written.
     """
 
-    def __init__(self, file: IO[bytes], entries: list[Entry]) -> None:
-        self._file, self.entries = file, entries
+    def __init__(self, write: Callable[[bytes], object], entries: list[Entry]) -> None:
+        self._write, self.entries = write, entries
 
     def append(self, who: str, action: str, detail: Mapping[str, Any]) -> Entry:
-        """Write a line; it is durable on return."""
+        """Write a line."""
         last = self.entries[-1] if self.entries else None
         draft = Entry(
             number=last.number + 1 if last else 1,
@@ -137,18 +177,27 @@ class Pen:
             hash="",
         )
         entry = Entry(**{**draft.as_json(), "hash": draft.expected_hash()})
-        self._file.write(json.dumps(entry.as_json(), sort_keys=True).encode("utf-8") + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        self._write(json.dumps(entry.as_json(), sort_keys=True).encode("utf-8"))
         self.entries.append(entry)
         return entry
 
 
-def _parsed(content: bytes, path: Path) -> list[Entry]:
-    entries: list[Entry] = []
-    previous = _GENESIS
+def _parsed(content: bytes, where: str) -> list[Entry]:
     # A last line without its end is being written now, or a crash cut it off.
-    for number, line in enumerate(content.split(b"\n")[:-1], 1):
+    return parsed(content.split(b"\n")[:-1], where, [])
+
+
+def parsed(lines: Sequence[bytes], where: str, before: Sequence[Entry]) -> list[Entry]:
+    """Lines as entries, behind those that were read before.
+
+    Raises
+    ------
+    ModelError
+        A line is not as it was written, or does not follow.
+    """
+    entries = list(before)
+    previous = entries[-1].hash if entries else _GENESIS
+    for number, line in enumerate(lines, len(entries) + 1):
         try:
             entry = Entry(**json.loads(line))
             whole = (entry.number, entry.previous, entry.hash) == (
@@ -160,7 +209,7 @@ def _parsed(content: bytes, path: Path) -> list[Entry]:
             whole = False
         if not whole:
             raise ModelError(
-                f"{path} is broken at line {number}: it was changed after it was written; restore "
+                f"{where} is broken at line {number}: it was changed after it was written; restore "
                 "it from a backup"
             )
         entries.append(entry)

@@ -82,7 +82,7 @@ def lineage(models: Registry, snapshots: Path, version: str) -> list[Ancestor]:
     found: list[Ancestor] = []
     name: str | None = version
     while name is not None and name not in {each.version for each in found}:
-        if found and not (models.folder / name / DESCRIPTION).is_file():
+        if found and not models.has(name):
             # Its line goes on at the site that it came from.
             found.append(Ancestor(name, "", "", "", "", (), (), {}, "not in this registry"))
             break

@@ -7,8 +7,9 @@ version; it is replaced atomically, so a reader sees the old champion or the new
 
 Every move of an alias is a line in ``history.jsonl`` (:mod:`triage.ledger`). The line is
 written first and is the move; ``aliases.json`` is what it comes to, for readers in a hurry.
-A crash between the two is made good by the next writer. ``decisions`` holds what the gate
-said of each version.
+A crash between the two is made good by the next writer. Where nodes share versions
+(:class:`Shared`), the files are in their store and the history in their database.
+``decisions`` holds what the gate said of each version.
 """
 
 import datetime as dt
@@ -18,16 +19,17 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from triage.admission import Population
-from triage.durable import make_folder, sync
+from triage.durable import make_folder, sync, write_whole
 from triage.errors import ModelError
-from triage.ledger import Entry, Ledger, Pen
+from triage.ledger import Entry, Ledger, LedgerFile, Pen
+from triage.store import Store
 
 FORMAT = 1
 """The version of ``model.json`` that this program writes and reads."""
@@ -159,17 +161,37 @@ class ModelVersion:
             ) from error
 
 
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """Where the nodes of a cluster have their versions in common.
+
+    Attributes
+    ----------
+    store : Store
+        Holds each version's files under ``models/VERSION``, its description last.
+    ledger : Ledger
+        The history. What it comes to are the aliases: there is no second place for them.
+    """
+
+    store: Store
+    ledger: Ledger
+
+
 class Registry:
-    """The model versions in a folder.
+    """The model versions in a folder, or those that several nodes share.
 
     Parameters
     ----------
     folder : Path
-        Made when the first version is added.
+        Made when the first version is added. Of shared ones it holds this node's copies, each
+        verified when it is read.
+    shared : Shared, optional
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, shared: Shared | None = None) -> None:
         self.folder = folder
+        self._shared = shared
+        self._ledger: Ledger = LedgerFile(folder / HISTORY) if shared is None else shared.ledger
 
     def add(self, source: Path) -> ModelVersion:
         """Copy a version in, once; adding it again changes nothing.
@@ -180,6 +202,73 @@ class Registry:
             It is damaged, another version has its name, or the folder cannot be written.
         """
         model = ModelVersion.load(source)
+        added = self._add(source, model)
+        if self._shared is not None and not self._is_shared(model):
+            for name in (*model.description["files"], DESCRIPTION):
+                self._send(self._shared.store, added.folder / name, f"{model.version}/{name}")
+        return added
+
+    def _is_shared(self, model: ModelVersion) -> bool:
+        """Whether the version is in the store; as another model, it is an error."""
+        if not self._in_store(model.version):
+            return False
+        with self._reading(f"{model.version}/{DESCRIPTION}") as path:
+            if json.loads(path.read_text("utf-8")) != model.description:
+                raise ModelError(
+                    f"{self._where(model.version)} already holds another model of that name"
+                )
+        return True
+
+    def _in_store(self, version: str) -> bool:
+        if self._shared is None:
+            return False
+        try:
+            return self._shared.store.size(f"{_MODELS}/{version}/{DESCRIPTION}") is not None
+        except OSError as error:
+            raise ModelError(f"{self._where(version)} cannot be read: {error.strerror}") from error
+
+    def _where(self, name: str) -> str:
+        """For a person."""
+        if self._shared is None:
+            return str(self.folder / name)
+        return self._shared.store.where(f"{_MODELS}/{name}")
+
+    def _send(self, store: Store, file: Path, name: str) -> None:
+        try:
+            store.keep(_Copy(file), f"{_MODELS}/{name}")
+        except OSError as error:
+            raise ModelError(f"{self._where(name)} cannot be written: {error.strerror}") from error
+
+    @contextmanager
+    def _reading(self, name: str) -> Iterator[Path]:
+        """A file of the store, here while it is needed."""
+        assert self._shared is not None  # noqa: S101
+        try:
+            with self._shared.store.file(f"{_MODELS}/{name}") as path:
+                yield path
+        except OSError as error:
+            raise ModelError(f"{self._where(name)} cannot be read: {error.strerror}") from error
+
+    def _here(self, version: str) -> Path:
+        """A version's folder; a shared one that this node has not yet is fetched, and verified."""
+        target = self.folder / version
+        if (target / DESCRIPTION).is_file() or not self._in_store(version):
+            return target
+        make_folder(self.folder)
+        with tempfile.TemporaryDirectory(dir=self.folder, prefix=_ADDING) as temporary:
+            with self._reading(f"{version}/{DESCRIPTION}") as path:
+                shutil.copyfile(path, Path(temporary) / DESCRIPTION)
+            for name in json.loads((Path(temporary) / DESCRIPTION).read_text("utf-8"))["files"]:
+                with self._reading(f"{version}/{Path(name).name}") as path:
+                    shutil.copyfile(path, Path(temporary) / Path(name).name)
+            self._add(Path(temporary), ModelVersion.load(Path(temporary)))
+        return target
+
+    def has(self, version: str) -> bool:
+        """Whether there is a version of that name, damaged or not."""
+        return (self.folder / version / DESCRIPTION).is_file() or self._in_store(version)
+
+    def _add(self, source: Path, model: ModelVersion) -> ModelVersion:
         target = self.folder / model.version
         if target.exists():
             return _same(target, model)
@@ -204,6 +293,13 @@ class Registry:
 
     def versions(self) -> list[ModelVersion]:
         """All versions, oldest first."""
+        if self._shared is not None:
+            try:
+                for name in self._shared.store.names(_MODELS):
+                    if name.endswith(f"/{DESCRIPTION}"):
+                        self._here(name.split("/")[-2])
+            except OSError as error:
+                raise ModelError(f"{self._where('')} cannot be read: {error.strerror}") from error
         if not self.folder.is_dir():
             return []
         found = [
@@ -215,6 +311,8 @@ class Registry:
 
     def aliases(self) -> dict[str, str]:
         """Alias to version; empty before the first."""
+        if self._shared is not None:
+            return _state(self._ledger.entries()) or {}
         path = self.folder / ALIASES
         try:
             content = json.loads(path.read_text("utf-8"))
@@ -234,7 +332,7 @@ class Registry:
         """
         version = self.aliases().get(CHAMPION)
         if version is None:
-            raise ModelError(f"{self.folder} names no champion: start `triage serve` once")
+            raise ModelError(f"{self._where('')} names no champion: start `triage serve` once")
         return self.version(version)
 
     def version(self, name: str) -> ModelVersion:
@@ -245,7 +343,7 @@ class Registry:
         ModelError
             It is not here, or it is damaged.
         """
-        return ModelVersion.load(self.folder / name)
+        return ModelVersion.load(self._here(name))
 
     def history(self) -> list[Entry]:
         """Every move of an alias and every decision, oldest first.
@@ -256,11 +354,11 @@ class Registry:
             A line was changed, or the last ones are missing: the aliases are not what they
             come to.
         """
-        entries = Ledger(self.folder / HISTORY).entries()
+        entries = self._ledger.entries()
         state = _state(entries)
         if state is not None and state != self.aliases():
             raise ModelError(
-                f"{self.folder / ALIASES} is not what {self.folder / HISTORY} comes to: one of "
+                f"{self.folder / ALIASES} is not what {self._ledger} comes to: one of "
                 "them was changed by hand, or a command was broken off; starting `triage serve` "
                 "follows the history"
             )
@@ -268,8 +366,13 @@ class Registry:
 
     def name(self, alias: str, version: str, *, who: str = SERVICE, why: str = "") -> None:
         """Let an alias point at a version, atomically and durably."""
-        ModelVersion.load(self.folder / version)
+        self.version(version)
         self._move("NAMED", who, why, lambda before: {**before, alias: version}, version)
+
+    def begin(self, version: str) -> None:
+        """Let a version be the first champion, unless another node was first."""
+        self.version(version)
+        self._move("NAMED", SERVICE, "", lambda before: {CHAMPION: version, **before}, version)
 
     def decided(self, content: bytes, report: bytes, who: str) -> StoredDecision:
         """Store what the gate said of a version.
@@ -297,12 +400,19 @@ class Registry:
             ) from error
         self.version(version)
         folder = self.folder / DECISIONS / version
-        with Ledger(self.folder / HISTORY).writing() as pen:
+        with self._ledger.writing() as pen:
             make_folder(folder)
-            number = len(list(folder.glob("*.json"))) + 1
+            number = 1 + sum(
+                entry.action == "DECIDED" and entry.detail["version"] == version
+                for entry in pen.entries
+            )
             path = folder / f"{number:04}.json"
             for file, data in ((path, content), (path.with_suffix(".html"), report)):
                 _replace(file, data)
+                if self._shared is not None:
+                    self._send(
+                        self._shared.store, file, f"{DECISIONS}/{version}/{_named(file, data)}"
+                    )
             pen.append(
                 who,
                 "DECIDED",
@@ -312,6 +422,7 @@ class Registry:
                     "outcome": outcome,
                     "decision": path.name,
                     "sha256": hashlib.sha256(content).hexdigest(),
+                    "report_sha256": hashlib.sha256(report).hexdigest(),
                 },
             )
         return self.decisions(version)[-1]
@@ -325,10 +436,11 @@ class Registry:
             A decision is not the one that was stored.
         """
         found = []
-        for entry in Ledger(self.folder / HISTORY).entries():
+        for entry in self._ledger.entries():
             if entry.action != "DECIDED" or entry.detail["version"] != version:
                 continue
             path = self.folder / DECISIONS / version / str(entry.detail["decision"])
+            self._fetch_decision(path, entry)
             try:
                 content = path.read_bytes()
             except OSError as error:
@@ -361,7 +473,7 @@ class Registry:
 
     def since(self, alias: str) -> dt.datetime | None:
         """When an alias came to point at its version; None if it points at none."""
-        entries = Ledger(self.folder / HISTORY).entries()
+        entries = self._ledger.entries()
         found, version = None, self.aliases().get(alias)
         for entry in reversed(entries):
             if entry.action in _MOVES and version is not None:
@@ -413,7 +525,7 @@ class Registry:
                 f"the gate says of {version}: {last.outcome}, and it stays a challenger; "
                 f"{last.path.with_suffix('.html')} says why"
             )
-        with Ledger(self.folder / HISTORY).writing() as pen:
+        with self._ledger.writing() as pen:
             pen.append(
                 who,
                 "APPROVED",
@@ -435,7 +547,7 @@ class Registry:
         that does not prove the version.
         """
         champion = self.aliases().get(CHAMPION)
-        for entry in reversed(Ledger(self.folder / HISTORY).entries()):
+        for entry in reversed(self._ledger.entries()):
             if entry.action in _MOVES and entry.detail["aliases"].get(CHAMPION) != champion:
                 return False
             if entry.action in {"PROMOTED", "ROLLED_BACK"}:
@@ -494,7 +606,7 @@ class Registry:
             if champion != earlier:
                 raise ModelError(_OVERTAKEN)
             kept = {a: v for a, v in before.items() if a != PREVIOUS}
-            entries = Ledger(self.folder / HISTORY).entries()
+            entries = self._ledger.entries()
             still = _champions(entries)[:-2]
             return {**kept, CHAMPION: champion, **({PREVIOUS: still[-1]} if still else {})}
 
@@ -542,8 +654,8 @@ class Registry:
             with suppress(OSError):
                 if time.time() - left.stat().st_mtime > 3_600:
                     shutil.rmtree(left)
-        if (self.folder / HISTORY).exists():
-            with Ledger(self.folder / HISTORY).writing() as pen:
+        if self._shared is None and (self.folder / HISTORY).exists():
+            with self._ledger.writing() as pen:
                 if _state(pen.entries) is not None and self._unsettled(pen):
                     self._write_aliases(_state(pen.entries) or {})
 
@@ -555,7 +667,7 @@ class Registry:
 
     def note(self, who: str, action: str, detail: Mapping[str, Any]) -> None:
         """Write a line of another kind into the history, such as an import's."""
-        with Ledger(self.folder / HISTORY).writing() as pen:
+        with self._ledger.writing() as pen:
             pen.append(who, action, detail)
 
     def _move(
@@ -566,7 +678,7 @@ class Registry:
         after: Callable[[dict[str, str]], dict[str, str]],
         version: str,
     ) -> None:
-        with Ledger(self.folder / HISTORY).writing() as pen:
+        with self._ledger.writing() as pen:
             before = self._settled(pen)
             aliases = after(dict(before))
             if aliases != before or not pen.entries:
@@ -588,10 +700,46 @@ class Registry:
             return found
         return _state(pen.entries) or {}
 
+    def _fetch_decision(self, path: Path, entry: Entry) -> None:
+        """Have another node's decision here, too."""
+        if self._shared is None or path.exists():
+            return
+        make_folder(path.parent)
+        for name, file in (
+            (f"{entry.detail['sha256']}.json", path),
+            (f"{entry.detail['report_sha256']}.html", path.with_suffix(".html")),
+        ):
+            with self._reading(f"{DECISIONS}/{entry.detail['version']}/{name}") as found:
+                _replace(file, found.read_bytes())
+
     def _write_aliases(self, aliases: Mapping[str, str]) -> None:
+        if self._shared is not None:
+            return
         _replace(self.folder / ALIASES, (json.dumps(aliases, indent=2) + "\n").encode("utf-8"))
 
 
+class _Copy:
+    """A file that is kept in a store and stays where it is."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def become(self, target: Path) -> None:
+        """Copy it, whole or not at all."""
+        with self._file.open("rb") as file:
+            write_whole(target, lambda made: shutil.copyfileobj(file, made))
+
+    def content(self) -> IO[bytes]:
+        """Open it."""
+        return self._file.open("rb")
+
+
+def _named(file: Path, content: bytes) -> str:
+    """By its content, as all that a store holds: what another node decided is not in its way."""
+    return f"{hashlib.sha256(content).hexdigest()}{file.suffix}"
+
+
+_MODELS = "models"
 _ADDING = ".adding-"
 _MOVES = {"FOUND", "NAMED", "PROMOTED", "ROLLED_BACK"}
 _CANDIDATES = {CHALLENGER, SHADOW}

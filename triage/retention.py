@@ -79,7 +79,8 @@ class Housekeeping:
         if self._policy.object_days:
             before = now - dt.timedelta(days=self._policy.object_days)
             for batch in self._worklist.retention.spent(before):
-                there = [each for each in batch if self._spool.path(each.digest).exists()]
+                sizes = {each.digest: self._spool.size(each.digest) for each in batch}
+                there = [each for each in batch if sizes[each.digest] is not None]
                 ready = there
                 if not dry_run:
                     ready = [each for each in there if each.digest in withdrawn or self._made(each)]
@@ -87,7 +88,7 @@ class Housekeeping:
                     ready = self._worklist.retention.release(ready, before, self._actor)
                 for each in ready:
                     objects += 1
-                    size += self._spool.path(each.digest).stat().st_size
+                    size += sizes[each.digest] or 0
                     if not dry_run:
                         self._spool.remove(each.digest)
         for digest in sorted(withdrawn | self._outlived(now)):

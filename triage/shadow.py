@@ -17,7 +17,7 @@ from pathlib import Path
 import structlog
 
 from triage.assessment import Assessor
-from triage.errors import SpoolError
+from triage.errors import SpoolError, SpoolOutage
 from triage.scoring import Score
 from triage.spool import Spool
 from triage.worklist.shadows import Shadows, Task
@@ -66,7 +66,7 @@ class Shadow:
 
         Raises
         ------
-        WorklistError, ModelError
+        WorklistError, ModelError, SpoolOutage
             Nobody can be asked now, through no fault of a picture.
         """
         pair = self._current()
@@ -88,6 +88,8 @@ class Shadow:
     def _asked(self, task: Task, challenger: Assessor) -> tuple[Score | str, float]:
         try:
             found = challenger.assess(lambda: self._spool.instance(task.digest))
+        except SpoolOutage:
+            raise
         except SpoolError as error:
             return str(error), 0.0
         # A boundary: what one picture does to a challenger must not end its shadow.

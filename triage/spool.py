@@ -2,9 +2,10 @@
 
 A file is named after the SHA-256 of the data set's bytes as they were received, so no
 text from the wire ever names a file, equal data sets are one file, and a file can be
-checked against its own name. ``quarantine`` keeps data sets that came under a SOP
-Instance UID that another data set already had, ``results`` what is delivered, so that
-every attempt sends the same bytes.
+checked against its own name. They are in a :class:`~triage.store.Store`: a folder, or a bucket
+that many nodes share. ``quarantine`` keeps data sets that came under a SOP Instance UID that
+another data set already had, ``results`` what is delivered, so that every attempt sends the same
+bytes.
 """
 
 import hashlib
@@ -12,14 +13,15 @@ import os
 import struct
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 from pydicom import Dataset, dcmread
 
-from triage.durable import begin_writing, keep_folder, make_folder, sync
-from triage.errors import PixelsError, SpoolError
+from triage.durable import begin_writing, make_folder
+from triage.errors import PixelsError, SpoolError, SpoolOutage
+from triage.store import Folder, Store
 
 Place = Literal["instances", "quarantine", "results"]
 
@@ -37,19 +39,20 @@ def digest_of(data: bytes | memoryview) -> str:
 
 
 class Spool:
-    """A folder of instance files.
+    """Instance files.
 
     Parameters
     ----------
     folder : Path
-        Made by :meth:`prepare`.
+        Of this node, made by :meth:`prepare`: where data sets arrive.
+    store : Store, optional
+        Where they are kept; the folder, if none is given.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, store: Store | None = None) -> None:
         self._folder = folder
         self._incoming = folder / "incoming"
-        self._certain: set[Path] = set()
-        """Folders whose names this process has synced, whoever made them."""
+        self.store: Store = Folder(folder) if store is None else store
 
     def prepare(self) -> None:
         """Make the folders and sweep what an interrupted receiver left half written.
@@ -67,6 +70,7 @@ class Spool:
                 leftover.unlink()
             with tempfile.NamedTemporaryFile(dir=self._incoming):
                 pass
+            self.store.prepare()
         except OSError as error:
             raise SpoolError(
                 f"the spool {self._folder} cannot be written: {error.strerror}: make it "
@@ -74,15 +78,17 @@ class Spool:
             ) from error
 
     def reachable(self) -> None:
-        """Look whether the folder is there.
+        """Look whether the files' place is there.
 
         Raises
         ------
         SpoolError
             It is not, or may not be written.
         """
-        if not (self._folder.is_dir() and os.access(self._folder, os.W_OK)):
-            raise SpoolError(f"the spool {self._folder} is not there, or may not be written")
+        try:
+            self.store.reachable()
+        except OSError as error:
+            raise SpoolError(f"the spool cannot be written: {error.strerror}") from error
 
     def arriving(self, meta: bytes = b"") -> "Arriving":
         """A file for a data set that begins to arrive, kept by :meth:`keep` or discarded.
@@ -95,7 +101,7 @@ class Spool:
         """
         return Arriving(self._incoming, meta)
 
-    def keep(self, arrived: "Arriving", digest: str, place: Place = "instances") -> Path:
+    def keep(self, arrived: "Arriving", digest: str, place: Place = "instances") -> None:
         """Keep what has arrived; when this returns, it survives losing power.
 
         Parameters
@@ -111,20 +117,14 @@ class Spool:
         SpoolError
             It cannot be written; nothing is left behind.
         """
-        target = self.path(digest, place)
         try:
-            self._keep_folders(target.parent)
-            if not target.exists():
-                arrived.become(target)
-            # Also of what another thread has written, which may not have synced yet.
-            sync(target.parent)
+            self.store.keep(arrived, name_of(digest, place))
         except OSError as error:
             raise SpoolError(f"the spool cannot keep an instance: {error.strerror}") from error
-        return target
 
     def put(
         self, digest: str, content: bytes | Sequence[bytes], place: Place = "instances"
-    ) -> Path:
+    ) -> None:
         """Keep a file that is in memory, as :meth:`keep` does.
 
         Parameters
@@ -144,17 +144,9 @@ class Spool:
         try:
             for part in [content] if isinstance(content, bytes) else content:
                 arriving.write(part)
-            return self.keep(arriving, digest, place)
+            self.keep(arriving, digest, place)
         finally:
             arriving.discard()
-
-    def _keep_folders(self, folder: Path) -> None:
-        """Have a folder below the spool's that survives losing power, with all above it."""
-        if folder in self._certain and folder.is_dir():
-            return
-        for level in (self._folder, folder.parent, folder):
-            keep_folder(level)
-        self._certain.add(folder)
 
     def instance(self, digest: str) -> Dataset:
         """A kept instance, its pixels not yet decoded.
@@ -163,44 +155,82 @@ class Spool:
         ------
         SpoolError
             Its file is missing, unreadable or damaged.
+        SpoolOutage
+            The store cannot be reached; the file may well be there.
         PixelsError
             Its data set came damaged, behind what the receiver has read of it.
         """
-        path = self.path(digest)
+        where = self.where(digest)
         try:
-            return dcmread(path)
+            with self.store.open(name_of(digest)) as file:
+                return dcmread(file)
         except FileNotFoundError as error:
             raise SpoolError(
-                f"instance file {path} is not there: it was removed by `triage retention run`, as "
+                f"instance file {where} is not there: it was removed by `triage retention run`, as "
                 "the exam's events say, or restore it from backup"
             ) from error
-        except MemoryError:
+        except (MemoryError, SpoolOutage):
             raise
         # A boundary: pydicom raises what it likes, an OSError for a data set that ends early.
         except Exception as error:
             if not self.intact(digest):
                 why = getattr(error, "strerror", None) or "it is damaged"
                 raise SpoolError(
-                    f"instance file {path} cannot be read ({why}): restore it from backup"
+                    f"instance file {where} cannot be read ({why}): restore it from backup"
                 ) from error
             raise PixelsError(
                 "DATA_SET_UNDECODABLE", f"the data set cannot be decoded ({type(error).__name__})"
             ) from error
 
     def intact(self, digest: str) -> bool:
-        """Whether an instance file is there, can be read and still has its digest."""
+        """Whether an instance file is there, can be read and still has its digest.
+
+        Raises
+        ------
+        SpoolOutage
+            The store cannot be reached.
+        """
         try:
-            with self.path(digest).open("rb") as file:
-                start = file.read(_META_START + _META_LENGTH.size)
-                if start[128:_META_START] != b"DICM":
-                    return False
-                group, element, vr, _, length = _META_LENGTH.unpack(start[_META_START:])
-                if (group, element, vr) != (2, 0, b"UL"):
-                    return False
-                file.seek(length, os.SEEK_CUR)
-                return hashlib.file_digest(file, "sha256").hexdigest() == digest
-        except (OSError, struct.error):
+            with self.store.open(name_of(digest)) as file:
+                return _digest_in(file) == digest
+        except OSError:
             return False
+
+    def size(self, digest: str, place: Place = "instances") -> int | None:
+        """Bytes of a kept file; None if it is not there.
+
+        Raises
+        ------
+        SpoolError
+            That cannot be told now.
+        """
+        try:
+            return self.store.size(name_of(digest, place))
+        except OSError as error:
+            raise SpoolError(
+                f"{self.where(digest, place)} cannot be looked at: {error.strerror}"
+            ) from error
+
+    @contextmanager
+    def file(self, digest: str, place: Place = "instances") -> Iterator[Path]:
+        """A kept file as one of this machine's, while it is needed.
+
+        Raises
+        ------
+        SpoolError
+            It is missing or cannot be read.
+        """
+        try:
+            held = self.store.file(name_of(digest, place))
+            path = held.__enter__()
+        except OSError as error:
+            raise SpoolError(
+                f"{self.where(digest, place)} cannot be read: {error.strerror}"
+            ) from error
+        try:
+            yield path
+        finally:
+            held.__exit__(None, None, None)
 
     def remove(self, digest: str) -> None:
         """Remove an instance file for good, if it is there.
@@ -211,16 +241,40 @@ class Spool:
             It cannot be removed.
         """
         try:
-            self.path(digest).unlink(missing_ok=True)
+            self.store.remove(name_of(digest))
         except OSError as error:
             raise SpoolError(
-                f"{self.path(digest)} cannot be removed: {error.strerror}: make it writable for "
+                f"{self.where(digest)} cannot be removed: {error.strerror}: make it writable for "
                 "this user"
             ) from error
 
+    def where(self, digest: str, place: Place = "instances") -> str:
+        """Where a file is, for a person."""
+        return self.store.where(name_of(digest, place))
+
     def path(self, digest: str, place: Place = "instances") -> Path:
-        """Where a data set is, if it is there."""
-        return self._folder / place / digest[:2] / f"{digest}.dcm"
+        """Where a file is, if the spool is its folder."""
+        return self._folder / name_of(digest, place)
+
+
+def name_of(digest: str, place: Place = "instances") -> str:
+    """What a store calls a data set."""
+    return f"{place}/{digest[:2]}/{digest}.dcm"
+
+
+def _digest_in(file: IO[bytes]) -> str | None:
+    """Of the data set in an instance file; None if that is no such file."""
+    start = file.read(_META_START + _META_LENGTH.size)
+    if start[128:_META_START] != b"DICM" or len(start) < _META_START + _META_LENGTH.size:
+        return None
+    group, element, vr, _, length = _META_LENGTH.unpack(start[_META_START:])
+    if (group, element, vr) != (2, 0, b"UL"):
+        return None
+    file.seek(length, os.SEEK_CUR)
+    hashed = hashlib.sha256()
+    while chunk := file.read(1 << 20):
+        hashed.update(chunk)
+    return hashed.hexdigest()
 
 
 class Arriving:
@@ -305,6 +359,20 @@ class Arriving:
             os.fsync(self._descriptor)
             self._path.replace(target)
             self._path, self._kept = None, target
+
+    def content(self) -> IO[bytes]:
+        """The whole file for reading, with what is before the data set.
+
+        Raises
+        ------
+        OSError
+            The disk did not take it.
+        """
+        self._finish()
+        self._check()
+        file = os.fdopen(os.dup(self._descriptor), "rb")
+        file.seek(0)
+        return file
 
     def discard(self) -> None:
         """Close, and leave nothing behind that has no name; may be called again."""

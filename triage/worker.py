@@ -7,15 +7,17 @@ from collections.abc import Callable
 import structlog
 
 from triage.assessment import Assessor
-from triage.errors import ModelError, SpoolError, WorklistError
+from triage.errors import ModelError, SpoolError, SpoolOutage, WorklistError
 from triage.spool import Spool
 from triage.telemetry import Telemetry
 from triage.worklist import Claim, Worklist
 
 POLL_SECONDS = 0.05
-"""How often an idle worker looks for work: one indexed query of 0.1 ms."""
+"""How often an idle worker looks that nobody wakes: one indexed query of 0.1 ms."""
 
 OUTAGE_SECONDS = 2.0
+
+_WHAT = {ModelError: "model", SpoolOutage: "spool"}
 
 SETTLE_SECONDS = 50
 """So long one item may take, less than its lease: a decoder that hangs is a worker that died."""
@@ -63,7 +65,7 @@ class Worker:
         version = self._current().scorer.model_version
         self._telemetry.loaded(version)
         self._log.info("ready", action="worker_ready", model_version=version)
-        inherited = False
+        inherited, bell = False, self._worklist.bell(POLL_SECONDS)
         while not stop.is_set():
             self._beat()
             try:
@@ -73,9 +75,9 @@ class Worker:
                     if returned:
                         self._log.warning("returned", action="claims_returned", count=returned)
                 if not self.step():
-                    stop.wait(POLL_SECONDS)
-            except (WorklistError, ModelError) as error:
-                of = "model" if isinstance(error, ModelError) else "worklist"
+                    bell.wait(stop)
+            except (WorklistError, ModelError, SpoolOutage) as error:
+                of = _WHAT.get(type(error), "worklist")
                 self._log.error("outage", action=f"{of}_unavailable", error=str(error))
                 self._telemetry.outages.labels(of).inc()
                 inherited = False  # the claim that it broke off is our own
@@ -88,7 +90,7 @@ class Worker:
 
         Raises
         ------
-        WorklistError, ModelError
+        WorklistError, ModelError, SpoolOutage
             Nothing can be settled now, through no fault of the item.
         """
         champion = self._current()
@@ -102,6 +104,9 @@ class Worker:
             with self._telemetry.step("score", claim.sop_instance_uid, attempt=claim.attempt):
                 self._settle(claim, champion)
         except WorklistError:
+            raise
+        except SpoolOutage:
+            self._worklist.give_back(claim)
             raise
         except SpoolError as error:
             self._fail(claim, "SPOOL_UNREADABLE", str(error))

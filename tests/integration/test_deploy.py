@@ -24,8 +24,6 @@ DEPLOY = ROOT / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
 BIN = Path(sys.executable).parent
 CONTAINERFILE = DEPLOY / "container" / "Containerfile"
-COMING = {"s3", "TRIAGE_SPOOL_URL"} if "spool_url" not in Config.model_fields else set()
-"""Of the shared store of instance files, which the files here count on."""
 SECRETS = ("POSTGRES_PASSWORD", "MINIO_ROOT_PASSWORD", "GRAFANA_PASSWORD", "ORTHANC_PASSWORD")
 
 
@@ -82,7 +80,7 @@ def test_the_container_file_passes_hadolint_and_gives_up_every_right() -> None:
     assert "pip install" not in last
     extras = re.findall(r"^ARG EXTRAS=(\S+)$", text, re.MULTILINE)[0].split(",")
     known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert set(extras) - COMING <= set(known["optional-dependencies"])
+    assert set(extras) <= set(known["optional-dependencies"])
 
 
 def test_what_the_container_is_built_from_is_all_that_the_package_needs(tmp_path: Path) -> None:
@@ -124,7 +122,6 @@ def test_the_settings_in_compose_and_kubernetes_are_ones_that_there_are(
     places.append(settings["data"])
     for place in places:
         told = {key: str(value) for key, value in place.items() if key.startswith("TRIAGE_")}
-        told = {key: value for key, value in told.items() if key not in COMING}
         Config.read(told, tmp_path)
 
 

@@ -24,10 +24,12 @@ from triage.scoring import Score, priority
 from triage.worklist.accounts import Accounts
 from triage.worklist.audit import ANCHOR, Trail
 from triage.worklist.backfile import BackFile
+from triage.worklist.bells import DELIVERIES, ITEMS, Bell, ring
 from triage.worklist.commitments import Commitments
 from triage.worklist.deliveries import Deliveries, ResultKind, Route, enqueue
 from triage.worklist.drifts import Drifts
 from triage.worklist.items import State, WorklistItem, find, place, shown, unknown
+from triage.worklist.journal import clock as _clock
 from triage.worklist.journal import journal as _journal
 from triage.worklist.journal import now as _now
 from triage.worklist.learning import Learning
@@ -153,7 +155,6 @@ class Worklist:
         self._routes = tuple(routes)
         self._info = {} if anchor is None else {ANCHOR: anchor}
         self._blind_share = blind_share
-        self.deliveries = Deliveries(self._transaction)
         self.readings = Readings(self._transaction, self._routes)
         self.queries = Queries(self._transaction)
         self.statistics = Statistics(self._transaction)
@@ -161,6 +162,9 @@ class Worklist:
         self.accounts = Accounts(self._transaction)
         self.sessions = Sessions(self._transaction, self.accounts)
         self._reading = open_engine(url, create=False)
+        self.deliveries = Deliveries(
+            self._transaction, lambda poll: Bell(self._reading, DELIVERIES, poll)
+        )
         self._writing = self._reading.execution_options(**{WRITE: True})
         # SQLite's writers sleep for up to 0.1 s and try again; threads can take turns instead.
         single = self._reading.dialect.name == "sqlite"
@@ -183,6 +187,10 @@ class Worklist:
     def engine(self) -> Engine:
         """For APScheduler's job store, which brings its own SQL; each transaction may write."""
         return self._writing
+
+    def bell(self, poll: float) -> Bell:
+        """Wakes a worker when an item comes; see :class:`Bell`."""
+        return Bell(self._reading, ITEMS, poll)
 
     def close(self) -> None:
         """Give the connections back."""
@@ -227,6 +235,7 @@ class Worklist:
                 session.add(item)
                 session.flush()
                 _journal(session, item.id, State.RECEIVED, arrival.calling_ae_title)
+                ring(session, ITEMS)
         except IntegrityError:
             return False
         return True
@@ -250,11 +259,11 @@ class Worklist:
         one radiograph that kills the worker cannot hold up the rest.
         """
         with self._transaction() as session:
-            if session.scalar(_claimable(_now())) is None:
+            if session.scalar(_claimable(_clock(session))) is None:
                 return None
         while True:
             with self._transaction(write=True) as session:
-                now = _now()
+                now = _clock(session)
                 row = session.scalar(_claimable(now).with_for_update(skip_locked=True))
                 if row is None:
                     return None
@@ -280,6 +289,19 @@ class Worklist:
                 .values(claimed_by=None, claimed_until=None)
             )
             return _rows(result)
+
+    def give_back(self, claim: Claim) -> bool:
+        """Let an item be claimed again at once, as if it had not been; False if it was lost.
+
+        For an outage that is no fault of the item's: it costs none of its attempts.
+        """
+        with self._transaction(write=True) as session:
+            item = _claimed(session, claim)
+            if item is None:
+                return False
+            item.attempts -= 1
+            item.claimed_by = item.claimed_until = None
+            return True
 
     def scored(
         self,
@@ -393,7 +415,10 @@ class Worklist:
             if item.attempts >= MAX_ATTEMPTS:
                 _fail(session, item, reason, explanation, claim.worker)
             else:
-                item.claimed_by, item.claimed_until = None, _now() + RETRY_PAUSE * item.attempts
+                item.claimed_by, item.claimed_until = (
+                    None,
+                    _clock(session) + RETRY_PAUSE * item.attempts,
+                )
                 _journal(session, item.id, "RETRIED", claim.worker, {"reason": reason})
             return True
 

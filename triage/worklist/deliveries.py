@@ -17,7 +17,8 @@ from sqlalchemy.orm import Session, aliased
 
 from triage.errors import UnknownDelivery
 from triage.scoring import Score, Verdict
-from triage.worklist.journal import journal, now
+from triage.worklist.bells import DELIVERIES, Bell, ring
+from triage.worklist.journal import clock, journal, now
 from triage.worklist.tables import Delivery, Item, Reading, ScoreRecord, Withdrawal
 
 DELIVERY_LEASE = dt.timedelta(minutes=5)
@@ -202,7 +203,8 @@ def enqueue(
     They are due after a pause, in which a reading may still be withdrawn.
     """
     session.flush()  # gives the new rows their keys
-    at = now()
+    at = clock(session)
+    ring(session, DELIVERIES)
     session.add_all(
         Delivery(
             item_id=score.item_id,
@@ -229,10 +231,16 @@ class Deliveries:
     ----------
     transaction : callable
         The worklist's: a context manager that gives a session.
+    bell : callable
+        Makes a :class:`Bell` that rings for deliveries, from the seconds to wait without.
     """
 
-    def __init__(self, transaction: Callable[..., AbstractContextManager[Session]]) -> None:
-        self._transaction = transaction
+    def __init__(
+        self,
+        transaction: Callable[..., AbstractContextManager[Session]],
+        bell: Callable[[float], Bell],
+    ) -> None:
+        self._transaction, self.bell = transaction, bell
 
     # The deliverer's side
 
@@ -251,11 +259,11 @@ class Deliveries:
             A delivery whose attempts all died with their processes is PARKED here.
         """
         with self._transaction() as session:
-            if session.scalar(_due(destination, now())) is None:
+            if session.scalar(_due(destination, clock(session))) is None:
                 return None
         while True:
             with self._transaction(write=True) as session:
-                at = now()
+                at = clock(session)
                 row = session.scalar(
                     _due(destination, at).with_for_update(of=Delivery, skip_locked=True)
                 )
@@ -279,7 +287,7 @@ class Deliveries:
             ).all()
             for delivery in held:
                 delivery.claimed_by = None
-                delivery.next_attempt_at = now() + DEAD_PAUSE * delivery.attempts
+                delivery.next_attempt_at = clock(session) + DEAD_PAUSE * delivery.attempts
             return len(held)
 
     def built(self, claim: DeliveryClaim, result_uid: str, result_digest: str) -> bool:
@@ -500,7 +508,7 @@ def _park(session: Session, delivery: Delivery, actor: str, error: str) -> None:
 
 def _renew(session: Session, delivery: Delivery, actor: str) -> None:
     delivery.state, delivery.attempts = DeliveryState.PENDING, 0
-    delivery.next_attempt_at, delivery.claimed_by = now(), None
+    delivery.next_attempt_at, delivery.claimed_by = clock(session), None
     delivery.delivered_at = None
     _note(session, delivery, "DELIVERY_RETRIED", actor)
 

@@ -3,6 +3,7 @@
 import datetime as dt
 from typing import Any
 
+from sqlalchemy import DateTime, func, select
 from sqlalchemy.orm import Session
 
 from triage.worklist.tables import Event
@@ -11,6 +12,16 @@ from triage.worklist.tables import Event
 def now() -> dt.datetime:
     """The present, as an aware time in UTC."""
     return dt.datetime.now(dt.UTC)
+
+
+def clock(session: Session) -> dt.datetime:
+    """The present by the one clock that all nodes share: a lease is not to end early on another.
+
+    PostgreSQL's; with SQLite, whose parts are on one machine, the machine's.
+    """
+    if session.get_bind().dialect.name != "postgresql":
+        return now()
+    return session.scalars(select(func.clock_timestamp(type_=DateTime(timezone=True)))).one()
 
 
 def journal(

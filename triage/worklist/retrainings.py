@@ -16,7 +16,7 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from triage.worklist.journal import now
+from triage.worklist.journal import clock, now
 from triage.worklist.readings import UNDO
 from triage.worklist.tables import Lease, Reading, Retraining, RetrainJob, Withdrawal
 
@@ -123,7 +123,7 @@ class Retrainings:
         """Who keeps the schedule now; None if nobody does."""
         with self._transaction() as session:
             lease = session.get_one(Lease, SCHEDULE)
-            return lease.holder if _held(lease) else None
+            return lease.holder if _held(session, SCHEDULE) else None
 
     def start(
         self, holder: str, trigger: str, *, forced: bool = False, anew: bool = True
@@ -227,13 +227,13 @@ class Retrainings:
         """The run that a live process works on."""
         with self._transaction() as session:
             run = session.scalar(_unfinished())
-            return _shown(run) if run and _held(session.get_one(Lease, RETRAINING)) else None
+            return _shown(run) if run and _held(session, RETRAINING) else None
 
     def left(self) -> RetrainingRecord | None:
         """The run whose process died, if nobody goes on with it."""
         with self._transaction() as session:
             run = session.scalar(_unfinished())
-            return _shown(run) if run and not _held(session.get_one(Lease, RETRAINING)) else None
+            return _shown(run) if run and not _held(session, RETRAINING) else None
 
     def records(self, limit: int | None = None) -> list[RetrainingRecord]:
         """Runs, the newest first."""
@@ -279,17 +279,18 @@ def _unfinished() -> Any:
     return select(Retraining).where(Retraining.state == RetrainingState.RUNNING)
 
 
-def _held(lease: Lease) -> bool:
-    at = now()
+def _held(session: Session, name: str) -> bool:
+    lease = session.get_one(Lease, name)
+    at = clock(session)
     return lease.until is not None and at < lease.until < at + FARTHEST
 
 
 def take(session: Session, name: str, holder: str) -> bool:
     """Take or renew a lease; False if another holder has it."""
     lease = session.get_one(Lease, name, with_for_update=True)
-    if _held(lease) and lease.holder != holder:
+    if _held(session, name) and lease.holder != holder:
         return False
-    lease.holder, lease.until = holder, now() + LEASE
+    lease.holder, lease.until = holder, clock(session) + LEASE
     return True
 
 

@@ -1,5 +1,8 @@
 """Opening the database, and moving its schema to this program's revision."""
 
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +13,22 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from triage.errors import SchemaError, WorklistError
 
-HEAD = "0013"
+HEAD = "0014"
 """The schema revision of this program; the newest module in ``migrations/versions``."""
 
 REVISIONS = (
     "0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009", "0010", "0011", "0012",
-    "0013",
+    "0013", "0014",
 )  # fmt: skip
 """All revisions that this program knows, oldest first."""
+
+OLDEST = "0014"
+"""The revision of the oldest program that may run on HEAD.
+
+It stays as it is when a migration only adds: tables, indexes, columns that may be null or have a
+default in the database. One that takes away what older programs use sets it to the revision of the
+first program that did without.
+"""
 
 WRITE = "triage_write"
 """Execution option: the transaction writes, so SQLite takes its lock at the beginning."""
@@ -101,6 +112,37 @@ def _open_sqlite(url: str, file: Path, *, create: bool) -> Engine:
     return engine
 
 
+@contextmanager
+def alone(url: str, what: str) -> Iterator[None]:
+    """Be the only one of all nodes on a database who does something; waits for the others.
+
+    By a lock of PostgreSQL's that ends with the connection, however it ends. SQLite's nodes are
+    one machine, whose parts exclude each other by files.
+
+    Raises
+    ------
+    WorklistError
+        The database cannot be reached.
+    """
+    engine = open_engine(url, create=False)
+    key = int.from_bytes(hashlib.sha256(f"triage {what}".encode()).digest()[:8], signed=True)
+    try:
+        if engine.dialect.name != "postgresql":
+            yield
+            return
+        try:
+            connection = engine.connect()
+            # Else it would give up after the time that other transactions wait for locks.
+            connection.execute(text("SET lock_timeout = 0"))
+            connection.execute(select(func.pg_advisory_lock(key)))
+        except SQLAlchemyError as error:
+            raise WorklistError(unavailable(error)) from error
+        with connection:
+            yield
+    finally:
+        engine.dispose()
+
+
 def revision(engine: Engine) -> str | None:
     """The database's schema revision; None if it has no schema yet.
 
@@ -120,15 +162,15 @@ def revision(engine: Engine) -> str | None:
 
 
 def require_current(engine: Engine) -> None:
-    """Refuse a database whose schema is not this program's.
+    """Refuse a database whose schema this program cannot run on.
 
     Raises
     ------
     SchemaError
-        It is older (migrate it), or newer (use the newer program).
+        It is older (migrate it), or newer and not compatible (use the newer program).
     """
     found = revision(engine)
-    if found == HEAD:
+    if found == HEAD or _runs_on(engine, found):
         return
     _refuse_newer(found)
     raise SchemaError(
@@ -148,7 +190,7 @@ def migrate(engine: Engine) -> str | None:
         The database cannot be reached or written.
     """
     before = revision(engine)
-    if before == HEAD:
+    if before == HEAD or _runs_on(engine, before):
         return before
     _refuse_newer(before)
     # Alembic takes a good part of a second to import, and is needed once in a release.
@@ -163,9 +205,31 @@ def migrate(engine: Engine) -> str | None:
                 connection.execute(select(func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
             settings.attributes["connection"] = connection
             command.upgrade(settings, HEAD)
+            _declare(connection)
     except SQLAlchemyError as error:
         raise WorklistError(unavailable(error)) from error
     return before
+
+
+def _runs_on(engine: Engine, found: str | None) -> bool:
+    """Whether a newer program has made the schema so that this one may go on beside it."""
+    if found is None or found in REVISIONS:
+        return False
+    try:
+        with engine.connect() as connection:
+            oldest = connection.scalar(text("SELECT oldest FROM schema_compatibility"))
+    except SQLAlchemyError as error:
+        raise WorklistError(unavailable(error)) from error
+    return oldest is not None and str(oldest) <= HEAD
+
+
+def _declare(connection: Connection) -> None:
+    """Write down which program is the oldest that may run on the schema that was just made."""
+    connection.execute(text("DELETE FROM schema_compatibility"))
+    connection.execute(
+        text("INSERT INTO schema_compatibility (id, oldest) VALUES (1, :oldest)"),
+        {"oldest": OLDEST},
+    )
 
 
 def _refuse_newer(found: str | None) -> None:

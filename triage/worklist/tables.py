@@ -579,3 +579,22 @@ class ExamDraw(Base):
     """The patient's keyed hash."""
     in_exam: Mapped[bool] = mapped_column(Boolean)
     drawn_at: Mapped[dt.datetime] = mapped_column(UtcDateTime)
+
+
+class ModelHistory(Base):
+    """The history of a cluster's models: JSON lines, each bound to the one before."""
+
+    __tablename__ = "model_history"
+
+    number: Mapped[int] = mapped_column(_Key, primary_key=True, autoincrement=False)
+    line: Mapped[str] = mapped_column(Text)
+
+
+class Compatibility(Base):
+    """Which programs may run on the schema as it is: one row."""
+
+    __tablename__ = "schema_compatibility"
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    oldest: Mapped[str] = mapped_column(String(32))
+    """The revision of the oldest program that may."""

@@ -1,0 +1,195 @@
+"""A real S3 server of the tests' own: OpenStack Swift with its S3 API, from Debian.
+
+Durable on a folder, with fsync, one replica, on loopback; it ends like a machine that lost its
+power, and starts again with what it had.
+"""
+
+import datetime as dt
+import getpass
+import os
+import signal
+import subprocess
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import obstore
+from obstore.store import S3Store
+
+from tests.conftest import free_port, wait_for
+
+KEY, SECRET = "testing:triage", "for-tests-only"
+BUCKET = "triage"
+
+_COMMON = """
+[DEFAULT]
+bind_ip = 127.0.0.1
+bind_port = {port}
+user = {user}
+swift_dir = {folder}
+devices = {folder}/devices
+mount_check = false
+workers = 0
+log_level = ERROR
+log_address = /dev/null
+"""
+
+_PROXY = """
+[pipeline:main]
+pipeline = catch_errors cache s3api tempauth slo proxy-server
+[app:proxy-server]
+use = egg:swift#proxy
+account_autocreate = true
+[filter:catch_errors]
+use = egg:swift#catch_errors
+[filter:cache]
+use = egg:swift#memcache
+memcache_servers = 127.0.0.1:1
+[filter:s3api]
+use = egg:swift#s3api
+location = us-east-1
+dns_compliant_bucket_names = false
+check_bucket_owner = false
+[filter:slo]
+use = egg:swift#slo
+[filter:tempauth]
+use = egg:swift#tempauth
+user_testing_triage = {secret} .admin
+"""
+
+_STORAGE = """
+[pipeline:main]
+pipeline = {kind}-server
+[app:{kind}-server]
+use = egg:swift#{kind}
+[{kind}-replicator]
+"""
+
+
+class S3:
+    """A Swift of one machine.
+
+    Attributes
+    ----------
+    folder : Path
+    port : int
+        Of its S3 API.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.port = folder, free_port()
+        self._processes: list[subprocess.Popen[bytes]] = []
+        (folder / "devices" / "sda").mkdir(parents=True)
+        user = getpass.getuser()
+        (folder / "swift.conf").write_text(
+            "[swift-hash]\nswift_hash_path_suffix = tests\n"
+            "[storage-policy:0]\nname = one\ndefault = yes\n"
+        )
+        for kind in ("account", "container", "object"):
+            port = free_port()
+            self._build(f"{kind}.builder", port)
+            text = _COMMON.format(port=port, user=user, folder=folder)
+            (folder / f"{kind}-server.conf").write_text(text + _STORAGE.format(kind=kind))
+        text = _COMMON.format(port=self.port, user=user, folder=folder)
+        (folder / "proxy-server.conf").write_text(text + _PROXY.format(secret=SECRET))
+
+    @property
+    def url(self) -> str:
+        """Of its bucket, as TRIAGE_SPOOL_URL has it."""
+        return f"s3://{BUCKET}"
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What a process needs to reach it."""
+        return {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}",
+            "AWS_ACCESS_KEY_ID": KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET,
+            "AWS_REGION": "us-east-1",
+        }
+
+    def start(self) -> None:
+        """Start it, and have the bucket."""
+        for kind in ("account", "container", "object", "proxy"):
+            # The system's Python: Swift is installed there.
+            line = [f"/usr/bin/swift-{kind}-server", str(self.folder / f"{kind}-server.conf")]
+            with (self.folder / "log").open("ab") as log:
+                self._processes.append(
+                    subprocess.Popen(
+                        line,
+                        stdout=log,
+                        stderr=log,
+                        env={"PATH": os.environ["PATH"]},
+                        start_new_session=True,
+                    )
+                )
+        wait_for(self._answers, 60.0)
+        self._make_bucket()
+
+    def kill(self) -> None:
+        """End it as losing power does."""
+        for process in self._processes:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        self._processes.clear()
+
+    def pause(self) -> None:
+        """Let it answer nobody."""
+        for process in self._processes:
+            os.killpg(process.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it answer again."""
+        for process in self._processes:
+            os.killpg(process.pid, signal.SIGCONT)
+
+    def _build(self, name: str, port: int) -> None:
+        for arguments in (
+            ["create", "4", "1", "1"],
+            ["add", f"r1z1-127.0.0.1:{port}/sda", "1"],
+            ["rebalance"],
+        ):
+            subprocess.run(
+                ["/usr/bin/swift-ring-builder", str(self.folder / name), *arguments],
+                check=True,
+                stdout=subprocess.DEVNULL,
+            )
+
+    def _answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/", timeout=2):
+                return True
+        except urllib.error.HTTPError:
+            return True
+        except OSError:
+            return False
+
+    def _make_bucket(self) -> None:
+        """By a request that obstore signs; it has none of its own for this."""
+        root = S3Store(
+            "none",
+            endpoint=f"http://127.0.0.1:{self.port}",
+            access_key_id=KEY,
+            secret_access_key=SECRET,
+            region="us-east-1",
+            virtual_hosted_style_request=True,
+            client_options={"allow_http": True},
+        )
+        url = obstore.sign(root, "PUT", BUCKET, dt.timedelta(minutes=1))
+        with suppress(urllib.error.HTTPError):  # it is there, when started again
+            urllib.request.urlopen(urllib.request.Request(url, method="PUT"), timeout=30).close()
+
+
+@contextmanager
+def s3_server() -> Iterator[S3]:
+    """A running server with an empty bucket."""
+    with tempfile.TemporaryDirectory(prefix="triage-s3-") as folder:
+        server = S3(Path(folder))
+        server.start()
+        try:
+            yield server
+        finally:
+            server.kill()
