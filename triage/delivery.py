@@ -11,6 +11,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 
 import structlog
@@ -24,6 +25,7 @@ from triage.scoring import Scorer
 from triage.sinks import Material, Sink
 from triage.spool import Spool
 from triage.telemetry import Telemetry
+from triage.worklist.bells import Bell
 from triage.worklist.deliveries import Deliveries, DeliveryClaim, Subject
 
 POLL_SECONDS = 0.5
@@ -185,8 +187,13 @@ class Deliverer:
         stop.wait(OUTAGE_SECONDS)
 
     def _serve(self, destination: str, stop: threading.Event) -> None:
-        sink, failures = self._sinks[destination], 0
-        bell = self._deliveries.bell(POLL_SECONDS)
+        sink = self._sinks[destination]
+        with closing(self._deliveries.bell(POLL_SECONDS)) as bell:
+            self._work(destination, sink, bell, stop)
+        sink.rest()
+
+    def _work(self, destination: str, sink: Sink, bell: Bell, stop: threading.Event) -> None:
+        failures = 0
         while not stop.is_set():
             try:
                 claim = self._deliveries.claim(self._name, destination, self._patience.attempts)
@@ -202,7 +209,6 @@ class Deliverer:
                     stop.wait(_jittered(rest).total_seconds())
             except WorklistError as error:
                 self._outage(error, stop)
-        sink.rest()
 
     def _attempt(self, sink: Sink, claim: DeliveryClaim) -> bool:
         """Build, keep and send one result; False if its destination cannot be reached."""

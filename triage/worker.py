@@ -3,6 +3,7 @@
 import signal
 import threading
 from collections.abc import Callable
+from contextlib import closing
 
 import structlog
 
@@ -11,6 +12,7 @@ from triage.errors import ModelError, SpoolError, SpoolOutage, WorklistError
 from triage.spool import Spool
 from triage.telemetry import Telemetry
 from triage.worklist import Claim, Worklist
+from triage.worklist.bells import Bell
 
 POLL_SECONDS = 0.05
 """How often an idle worker looks that nobody wakes: one indexed query of 0.1 ms."""
@@ -65,7 +67,11 @@ class Worker:
         version = self._current().scorer.model_version
         self._telemetry.loaded(version)
         self._log.info("ready", action="worker_ready", model_version=version)
-        inherited, bell = False, self._worklist.bell(POLL_SECONDS)
+        with closing(self._worklist.bell(POLL_SECONDS)) as bell:
+            self._work(bell, stop)
+
+    def _work(self, bell: Bell, stop: threading.Event) -> None:
+        inherited = False
         while not stop.is_set():
             self._beat()
             try:

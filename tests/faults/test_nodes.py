@@ -1,43 +1,66 @@
-"""A cluster of nodes on one PostgreSQL and one S3 server, each killed in turn, one cut off.
+"""A cluster of nodes on one PostgreSQL and one S3 server, each killed in turn, some cut off.
 
-``NODES_IMAGES`` and ``NODES_CUT_SECONDS`` make it longer.
+Each node is a process with a home of its own. The long form is ``make faults``; ``NODES_IMAGES``
+says how many images.
 """
 
-import os
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import Service, free_port, postgres_server, wait_for
-from tests.faults.consoles import Queue, images
-from tests.faults.invariants import Ledger
-from tests.faults.services import ask
+from tests.conftest import Service, free_port, postgres_server
+from tests.faults.consoles import Queue, images, shared, until
+from tests.faults.invariants import KINDS, Destination, Ledger
+from tests.faults.services import ask, with_destinations
+from tests.faults.tally import FULL, Tally, amount
+from tests.peers import PacsPeer
 from tests.s3 import S3, s3_server
 from triage.store import open_store
 
-IMAGES = int(os.environ.get("NODES_IMAGES", "60"))
-CUT_SECONDS = float(os.environ.get("NODES_CUT_SECONDS", "5"))
+IMAGES = amount(18, 5_000, "NODES_IMAGES")
+NODES = {"receive": 3, "score": 3, "deliver": 2} if FULL else dict.fromkeys(
+    ("receive", "score", "deliver"), 2
+)  # fmt: skip
+CUTS = (("heals", 30.0), ("reset", 30.0), ("heals", 75.0)) if FULL else (("reset", 3.0),)
+"""How the line comes back, and after how many seconds; a claim's lease is 60 s."""
+
+PATIENCE = 300.0 + 2 * IMAGES
+"""Seconds; of a machine that does something else, too."""
+
+_RESET = struct.pack("ii", 1, 0)
 
 
 class Line:
-    """A TCP line between a node and the database, that can be cut without a word."""
+    """A TCP line between nodes and the database, that can be cut without a word."""
 
     def __init__(self, port: int) -> None:
         self._to, self.port = port, free_port()
         self._up = threading.Event()
         self._up.set()
+        self._pairs: list[tuple[socket.socket, socket.socket]] = []
         self._listening = socket.create_server(("127.0.0.1", self.port))
         threading.Thread(target=self._accept, daemon=True).start()
 
-    def cut(self, seconds: float) -> None:
-        """Carry nothing for a while."""
+    def cut(self, seconds: float, back: str) -> None:
+        """Carry nothing for a while; then what was on its way, or nothing of it ever."""
         self._up.clear()
         time.sleep(seconds)
+        if back == "reset":
+            pairs, self._pairs = self._pairs, []
+            for end in (end for pair in pairs for end in pair):
+                with suppress(OSError):
+                    end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+                    end.shutdown(socket.SHUT_RDWR)
+                    end.close()
         self._up.set()
 
     def close(self) -> None:
@@ -48,7 +71,9 @@ class Line:
         with suppress(OSError):
             while True:
                 near, _ = self._listening.accept()
+                self._up.wait()
                 far = socket.create_connection(("127.0.0.1", self._to))
+                self._pairs.append((near, far))
                 for one, other in ((near, far), (far, near)):
                     threading.Thread(target=self._carry, args=[one, other], daemon=True).start()
 
@@ -57,8 +82,45 @@ class Line:
             while data := one.recv(65_536):
                 self._up.wait()
                 other.sendall(data)
-        with suppress(OSError):
-            other.shutdown(socket.SHUT_RDWR)
+        for end in (one, other):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+
+@dataclass
+class Node:
+    """A machine with one role."""
+
+    role: str
+    service: Service
+
+    def start(self, *, wait: bool = False) -> None:
+        """Start it, and wait for its C-ECHO if asked to."""
+        self.service.start("--roles", self.role, wait=wait)
+
+    def kill(self) -> None:
+        """``kill -9`` all that it is."""
+        process, self.service.process = self.service.process, None
+        assert process is not None
+        assert process.poll() is None, self.service.log.read_text()[-2_000:]
+        process.kill()
+        process.wait()
+
+    def busy(self) -> bool:
+        """Whether it has something in hand, as far as the database knows."""
+        table = {"score": "items", "deliver": "deliveries"}.get(self.role)
+        if table is None:
+            return True  # a receiver's consoles send all the time
+        locks = (self.service.home / "run").stat()
+        mine = f"%@{locks.st_dev:x}-{locks.st_ino:x}"
+        states = {"items": "RECEIVED", "deliveries": "PENDING"}[table]
+        return bool(
+            ask(
+                self.service,
+                f"SELECT count(*) FROM {table} "
+                f"WHERE claimed_by LIKE '{mine}' AND state = '{states}'",
+            )
+        )
 
 
 @pytest.fixture
@@ -70,52 +132,83 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
         yield server
 
 
-def test_nothing_is_lost_and_nothing_scored_twice_whichever_node_dies(
-    s3: S3, new_service: Callable[..., Service], tmp_path: Path
-) -> None:
-    """Three receivers and three workers as nodes of their own; the queue drains."""
-    with postgres_server() as database:
-        line = Line(database.port)
-        shared = {"TRIAGE_SPOOL_URL": s3.url, "TRIAGE_DATABASE_URL": database.url}
-        behind = database.url.replace(str(database.port), str(line.port))
-        receivers = [new_service(**shared) for _ in range(3)]
-        workers = [
-            new_service(**shared),
-            new_service(**shared),
-            new_service(**shared | {"TRIAGE_DATABASE_URL": behind}),
-        ]
-        for node in receivers:
-            node.start("--roles", "receive")
-        for node in workers:
-            node.start("--roles", "score", wait=False)
-        ledger, several = Ledger(), images(IMAGES)
-        queues = [
-            Queue(node.port, several[number::3], ledger) for number, node in enumerate(receivers)
-        ]
-        cutting = threading.Thread(target=line.cut, args=[CUT_SECONDS])
-        cutting.start()
-        for number in range(3):
-            for role, nodes in (("receive", receivers), ("score", workers)):
-                node = nodes[number]
-                assert node.process is not None
-                node.process.kill()
-                node.process.wait()
-                node.start("--roles", role, wait=role == "receive")
-        cutting.join()
-        wait_for(lambda: len(ledger.acknowledged) == IMAGES, 120 + IMAGES)
-        waiting = "SELECT count(*) FROM items WHERE state = 'RECEIVED'"
-        wait_for(lambda: ask(receivers[0], waiting) == 0, 180 + IMAGES)
-        mirror = tmp_path / "mirror"
-        store = open_store(s3.url, tmp_path / "node")
-        for name in store.names("instances"):
+def mirrored(s3: S3, folder: Path) -> Path:
+    """What the bucket has of instances, as files."""
+    mirror = folder / "mirror"
+    store = open_store(s3.url, folder / "reader")
+    for place in ("instances", "quarantine"):
+        for name in store.names(place):
             (mirror / name).parent.mkdir(parents=True, exist_ok=True)
             with store.open(name) as file:
                 (mirror / name).write_bytes(file.read())
-        findings = ledger.check(database.url, mirror)
-        assert ask(receivers[0], "SELECT count(*) FROM scores") == IMAGES
-        wrong = findings.lost + findings.duplicated + findings.traces + findings.unsettled
-        assert wrong == []
-        del queues
-        for node in (*receivers, *workers):
-            node.stop()
+    return mirror
+
+
+def test_nothing_is_lost_and_nothing_done_twice_whichever_node_dies_or_is_cut_off(
+    s3: S3, new_service: Callable[..., Service], tmp_path: Path, tally: Tally
+) -> None:
+    """The queue drains, and the PACS has each result once."""
+    with postgres_server() as database, PacsPeer() as pacs:
+        line = Line(database.port)
+        behind = database.url.replace(f":{database.port}/", f":{line.port}/")
+        nodes = [
+            Node(
+                role,
+                new_service(
+                    TRIAGE_SPOOL_URL=s3.url,
+                    # The last of each role is at the end of the line that is cut.
+                    TRIAGE_DATABASE_URL=behind if number == count - 1 else database.url,
+                    **with_destinations(pacs),
+                ),
+            )
+            for role, count in NODES.items()
+            for number in range(count)
+        ]
+        # All at once, on a database and a bucket where nothing is.
+        for node in nodes:
+            node.start()
+        receivers = [node for node in nodes if node.role == "receive"]
+        assert until(lambda: all(node.service.answers() for node in receivers), PATIENCE)
+        watch = nodes[0].service
+        ledger, several = Ledger(), images(IMAGES)
+        queues = [
+            Queue(node.service.port, part, ledger)
+            for node, part in zip(receivers, shared(several, len(receivers)), strict=True)
+        ]
+        # One of each role, then the second of each, and so on: their work differs.
+        by_role = [[node for node in nodes if node.role == role] for role in NODES]
+        in_turn = [node for each in zip_longest(*by_role) for node in each if node is not None]
+        in_turn = in_turn if FULL else in_turn[: len(NODES)]
+        cuts = threading.Thread(target=lambda: [line.cut(*reversed(cut)) for cut in CUTS])
+        cuts.start()
+        for number, node in enumerate(in_turn):
+            came = f"SELECT count(*) >= {number * IMAGES // (2 * len(in_turn))} FROM items"
+            assert until(partial(ask, watch, came), PATIENCE)
+            if until(node.busy, 60):
+                tally.fault(f"kill -9 of a node with `{node.role}` at work")
+            else:
+                tally.fault(f"kill -9 of a node with `{node.role}`")
+            node.kill()
+            node.start()
+        cuts.join()
+        tally.fault("line between three nodes and the database cut", len(CUTS))
+        for queue in queues:
+            queue.finish(PATIENCE)
+        left = (
+            "SELECT (SELECT count(*) FROM items WHERE state = 'RECEIVED') + "
+            "(SELECT count(*) FROM deliveries WHERE state = 'PENDING')"
+        )
+        assert until(lambda: not ask(watch, left), PATIENCE), ask(watch, left)
+        for node in nodes:
+            node.service.stop()
+        findings = ledger.check(
+            database.url,
+            mirrored(s3, tmp_path),
+            destinations=[Destination("pacs-0", KINDS["dicom"], pacs.taken)],
+        )
+        for node in receivers:
+            findings.traces += map(str, (node.service.home / "spool" / "incoming").iterdir())
+        tally.holds(findings)
+        assert findings.images == IMAGES
+        assert ask(watch, "SELECT count(*) FROM scores") == IMAGES
         line.close()

@@ -193,6 +193,7 @@ def test_a_database_of_a_newer_program_is_refused(empty: Engine, database_url: s
     migrate(empty)
     with empty.begin() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+        connection.execute(text("UPDATE schema_compatibility SET oldest = '9999'"))
     for attempt in (lambda: Worklist(database_url), lambda: migrate(empty)):
         with pytest.raises(SchemaError, match=r"9999.*newer") as caught:
             attempt()

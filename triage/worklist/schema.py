@@ -30,6 +30,25 @@ default in the database. One that takes away what older programs use sets it to 
 first program that did without.
 """
 
+_CLIENT_WAITS = {
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 25_000,
+}
+"""Of a connection that a cut line ends without a word: 25 s, where Linux waits a quarter hour."""
+
+_SERVER_WAITS = " ".join(
+    f"-c tcp_{name}={value}"
+    for name, value in (
+        ("keepalives_idle", 10),
+        ("keepalives_interval", 5),
+        ("keepalives_count", 3),
+        ("user_timeout", 25_000),
+    )
+)
+"""The same at the other end, where a node that is gone may have a row locked, which all skip."""
+
 WRITE = "triage_write"
 """Execution option: the transaction writes, so SQLite takes its lock at the beginning."""
 
@@ -67,7 +86,8 @@ def open_engine(url: str, *, create: bool) -> Engine:
                 connect_args={
                     "connect_timeout": CONNECT_SECONDS,
                     # Compiling a statement takes longer than any of ours without it.
-                    "options": f"-c lock_timeout={BUSY_MILLISECONDS} -c jit=off",
+                    "options": f"-c lock_timeout={BUSY_MILLISECONDS} -c jit=off {_SERVER_WAITS}",
+                    **_CLIENT_WAITS,
                     **parsed.query,
                 },
             )
@@ -131,7 +151,8 @@ def alone(url: str, what: str) -> Iterator[None]:
             yield
             return
         try:
-            connection = engine.connect()
+            # In no transaction, which would stay open as long as the work takes.
+            connection = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
             # Else it would give up after the time that other transactions wait for locks.
             connection.execute(text("SET lock_timeout = 0"))
             connection.execute(select(func.pg_advisory_lock(key)))
