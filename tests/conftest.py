@@ -284,12 +284,8 @@ def postgres() -> Iterator[str]:
         yield server.url
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URL of an empty database, once in SQLite and once in PostgreSQL."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'worklist.sqlite'}"
-    url: str = request.getfixturevalue("postgres")
+def emptied(url: str) -> str:
+    """A PostgreSQL database, in which nothing is left and nobody is connected."""
     with psycopg.connect(url, autocommit=True) as connection:
         # A new schema instead of a new database: those are made and removed file by file.
         connection.execute(
@@ -299,6 +295,14 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         connection.execute("DROP SCHEMA public CASCADE")
         connection.execute("CREATE SCHEMA public")
     return url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty database, once in SQLite and once in PostgreSQL."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'worklist.sqlite'}"
+    return emptied(request.getfixturevalue("postgres"))
 
 
 @pytest.fixture
