@@ -4,8 +4,6 @@ Who comes first migrates; each then receives and scores beside the other. Older 
 the repository's history, newer code is this code with one more migration.
 """
 
-import re
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -17,9 +15,10 @@ from tests.faults.consoles import Queue, images, until
 from tests.faults.invariants import Ledger
 from tests.faults.services import ask
 from tests.faults.tally import Tally
+from tests.faults.variants import Variant, variant
 from triage.worklist.schema import HEAD
 
-BEFORE_NODES = "19af2db4d5cd"
+BEFORE_NODES = "19af2db5e112"
 """The last commit of schema 0013, which knows no rule of what may run beside what."""
 
 NEXT = f"{int(HEAD) + 1:04}"
@@ -62,15 +61,12 @@ def older(tmp_path: Path) -> Path:
 @pytest.fixture
 def newer(tmp_path: Path) -> Path:
     """This code with one more migration, that only adds."""
-    made = tmp_path / "newer"
-    shutil.copytree(ROOT / "triage", made / "triage", ignore=shutil.ignore_patterns("__pycache__"))
-    worklist = made / "triage" / "worklist"
-    schema = worklist / "schema.py"
-    text = schema.read_text("utf-8")
-    text = text.replace(f'HEAD = "{HEAD}"', f'HEAD = "{NEXT}"')
-    text = re.sub(rf'("{HEAD}",\n\))', rf'"{HEAD}", "{NEXT}",\n)', text)
-    schema.write_text(text, "utf-8")
-    file = worklist / "migrations" / "versions" / f"r{NEXT}_ahead.py"
+    made = variant(
+        tmp_path / "newer",
+        Variant("worklist/schema.py", f'HEAD = "{HEAD}"', f'HEAD = "{NEXT}"'),
+        Variant("worklist/schema.py", f'"{HEAD}",\n)', f'"{HEAD}", "{NEXT}",\n)'),
+    )
+    file = made / "triage" / "worklist" / "migrations" / "versions" / f"r{NEXT}_ahead.py"
     file.write_text(_MIGRATION.format(next=NEXT, head=HEAD), "utf-8")
     return made
 

@@ -297,6 +297,7 @@ def test_a_database_of_a_newer_version_is_told(new_service: Callable[..., Servic
     connection = sqlite3.connect(service.home / "worklist.sqlite")
     with connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
+        connection.execute("UPDATE schema_compatibility SET oldest = '9999'")
     connection.close()
     line = failed_start(service)
     assert "newer" in line

@@ -144,22 +144,20 @@ def alone(url: str, what: str) -> Iterator[None]:
     WorklistError
         The database cannot be reached.
     """
-    engine = open_engine(url, create=False)
+    if not url.startswith("postgresql"):
+        yield
+        return
     key = int.from_bytes(hashlib.sha256(f"triage {what}".encode()).digest()[:8], signed=True)
+    engine = open_engine(url, create=False)
     try:
-        if engine.dialect.name != "postgresql":
-            yield
-            return
-        try:
-            # In no transaction, which would stay open as long as the work takes.
-            connection = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        # In no transaction, which would stay open as long as the work takes.
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             # Else it would give up after the time that other transactions wait for locks.
             connection.execute(text("SET lock_timeout = 0"))
             connection.execute(select(func.pg_advisory_lock(key)))
-        except SQLAlchemyError as error:
-            raise WorklistError(unavailable(error)) from error
-        with connection:
             yield
+    except SQLAlchemyError as error:
+        raise WorklistError(unavailable(error)) from error
     finally:
         engine.dispose()
 
