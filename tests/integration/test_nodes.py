@@ -26,7 +26,7 @@ def new_registry(
     engines = []
 
     def new(node: str) -> Registry:
-        engines.append(open_engine(database_url, create=False))
+        engines.append(open_engine(database_url, create=False, pooled=False))
         store = open_store((tmp_path / "shared").as_uri(), tmp_path / node)
         return Registry(tmp_path / node / "models", Shared(store, History(engines[-1])))
 

@@ -25,7 +25,7 @@ class History:
     Parameters
     ----------
     engine : Engine
-        Of a database with this program's schema.
+        Of a database with this program's schema. It is asked seldom, by many: not pooled.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -60,9 +60,6 @@ class History:
                     lines = [line.encode("utf-8") for line in connection.scalars(query)]
             except SQLAlchemyError as error:
                 raise WorklistError(unavailable(error)) from error
-            finally:
-                # Asked seldom, by many: no connection is held in between.
-                self._engine.dispose()
             self._known = parsed(lines, str(self), known)
             self._read_at = time.monotonic()
         return list(self._known)
@@ -94,5 +91,4 @@ class History:
         except SQLAlchemyError as error:
             raise WorklistError(unavailable(error)) from error
         finally:
-            self._engine.dispose()
             self._read_at = float("-inf")

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, create_engine, event, func, inspect, select, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
-from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 
 from triage.errors import SchemaError, WorklistError
 
@@ -61,7 +61,7 @@ _MIGRATION_LOCK = 0x7472_6961_6765
 """PostgreSQL's advisory lock of whoever migrates; SQLite's writers exclude each other anyway."""
 
 
-def open_engine(url: str, *, create: bool) -> Engine:
+def open_engine(url: str, *, create: bool, pooled: bool = True) -> Engine:
     """An engine whose transactions are durable and whose writers wait for each other.
 
     Parameters
@@ -70,6 +70,8 @@ def open_engine(url: str, *, create: bool) -> Engine:
         An SQLAlchemy URL of SQLite or PostgreSQL.
     create : bool
         Whether an SQLite file that is not there is made.
+    pooled : bool
+        Whether connections stay open for the next time, until the engine is disposed of.
 
     Raises
     ------
@@ -81,7 +83,7 @@ def open_engine(url: str, *, create: bool) -> Engine:
         if parsed.get_backend_name() == "postgresql":
             engine = create_engine(
                 parsed.set(drivername="postgresql+psycopg"),
-                pool_pre_ping=True,
+                **({"pool_pre_ping": True} if pooled else {"poolclass": NullPool}),
                 # Left alone, PostgreSQL waits for a lock, and for a host that is off, for ever.
                 connect_args={
                     "connect_timeout": CONNECT_SECONDS,
@@ -92,7 +94,7 @@ def open_engine(url: str, *, create: bool) -> Engine:
                 },
             )
         elif parsed.get_backend_name() == "sqlite" and parsed.database:
-            engine = _open_sqlite(url, Path(parsed.database), create=create)
+            engine = _open_sqlite(url, Path(parsed.database), create=create, pooled=pooled)
         else:
             raise WorklistError(
                 "TRIAGE_DATABASE_URL must be sqlite:///FILE or postgresql://USER@HOST/DATABASE"
@@ -105,13 +107,13 @@ def open_engine(url: str, *, create: bool) -> Engine:
     return engine
 
 
-def _open_sqlite(url: str, file: Path, *, create: bool) -> Engine:
+def _open_sqlite(url: str, file: Path, *, create: bool, pooled: bool) -> Engine:
     if not create and not file.exists():
         raise WorklistError(
             f"there is no worklist at {file}: start `triage serve`, run `triage migrate`, or set "
             "TRIAGE_HOME to the folder that has one"
         )
-    engine = create_engine(url)
+    engine = create_engine(url) if pooled else create_engine(url, poolclass=NullPool)
 
     @event.listens_for(engine, "connect")
     def _configure(connection: Any, _record: ConnectionPoolEntry) -> None:
