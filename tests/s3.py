@@ -13,7 +13,7 @@ import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import obstore
@@ -126,8 +126,7 @@ class S3:
                         start_new_session=True,
                     )
                 )
-        wait_for(self._answers, 60.0)
-        self._make_bucket()
+        wait_for(self._has_bucket, 120.0)
 
     def kill(self) -> None:
         """End it as losing power does."""
@@ -158,17 +157,8 @@ class S3:
                 stdout=subprocess.DEVNULL,
             )
 
-    def _answers(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/", timeout=2):
-                return True
-        except urllib.error.HTTPError:
-            return True
-        except OSError:
-            return False
-
-    def _make_bucket(self) -> None:
-        """By a request that obstore signs; it has none of its own for this."""
+    def _has_bucket(self) -> bool:
+        """Make it, which takes all four; by a request that obstore signs, and has none itself."""
         root = S3Store(
             "none",
             endpoint=f"http://127.0.0.1:{self.port}",
@@ -179,8 +169,14 @@ class S3:
             client_options={"allow_http": True},
         )
         url = obstore.sign(root, "PUT", BUCKET, dt.timedelta(minutes=1))
-        with suppress(urllib.error.HTTPError):  # it is there, when started again
+        try:
             urllib.request.urlopen(urllib.request.Request(url, method="PUT"), timeout=30).close()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code == 409  # it is there, when started again
+        except OSError:
+            return False
+        return True
 
 
 @contextmanager
