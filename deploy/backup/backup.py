@@ -32,9 +32,8 @@ from sqlalchemy.engine import URL, make_url
 from triage import app
 from triage.config import Config
 from triage.errors import ServiceError
-from triage.spool import Spool
 from triage.worklist import Worklist
-from triage.worklist.schema import open_engine
+from triage.worklist.schema import alone, open_engine
 from triage.worklist.tables import Event, Item
 
 DATABASE = "database"
@@ -62,8 +61,8 @@ def save(config: Config, folder: Path) -> dict[str, int]:
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     (folder / WORD).unlink(missing_ok=True)  # until it is whole, it is none
-    # Retention removes files of rows; it waits meanwhile.
-    with _held(config.locks_folder / "retention.lock"):
+    # Retention removes files of rows; it waits meanwhile, on every node.
+    with _held(config.locks_folder / "retention.lock"), alone(config.worklist_url, "retention"):
         began = datetime.now(UTC)
         if config.audit_anchor.exists():
             _copy(config.audit_anchor, folder / "audit-head")
@@ -117,7 +116,7 @@ def verify(config: Config) -> dict[str, int]:
         The audit trail or the models are not as they were written.
     """
     engine = open_engine(config.worklist_url, create=False)
-    spool = Spool(config.spool_folder)
+    spool = app.spool(config)
     removed = select(Event.item_id).where(Event.action == REMOVED)
     rows = 0
     with engine.connect() as connection:
