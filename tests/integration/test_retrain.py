@@ -333,7 +333,7 @@ def test_of_two_schedulers_one_starts_a_due_job_once(
         assert due is not None
         assert due > dt.datetime.now(dt.UTC)
         leader = worklist.retrainings.leader() or ""
-        [keeps] = (each for each in nodes if leader.endswith(f"{(each / 'run').stat().st_ino:x}"))
+        [keeps] = (each for each in nodes if leader.endswith(f"-{(each / 'run').stat().st_ino:x}"))
         return keeps
 
     ended = []
