@@ -99,7 +99,11 @@ class FoldNetwork:
     def __init__(self, path: Path, precision: str = "f32") -> None:
         core = openvino().Core()
         # A second thread makes one picture no faster.
-        hints = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": 1}
+        hints = {
+            "INFERENCE_PRECISION_HINT": precision,
+            "INFERENCE_NUM_THREADS": 1,
+            "ENABLE_CPU_PINNING": False,  # as in triage.network
+        }
         compiled = core.compile_model(path, "CPU", hints)
         self._request = compiled.create_infer_request()
         self._map = next(out for out in compiled.outputs if len(out.partial_shape) == 4)

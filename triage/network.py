@@ -63,6 +63,9 @@ class Network:
                 {
                     "INFERENCE_PRECISION_HINT": "f32",
                     "PERFORMANCE_HINT": "LATENCY",
+                    # Left alone, OpenVINO binds its threads to the first cores: two processes
+                    # of one thread each then share one core, and the other does nothing.
+                    "ENABLE_CPU_PINNING": False,
                     **({} if threads is None else {"INFERENCE_NUM_THREADS": threads}),
                 },
             )

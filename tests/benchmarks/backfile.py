@@ -3,7 +3,8 @@
     python -m tests.benchmarks.backfile [--images 5000] [--ways processes:1,ray:1,processes:2,ray:2]
 
 Small drawn radiographs in a home of their own. Of the ways with two workers, one is killed in the
-middle. Each way has to give the same scores, one of each image.
+middle. Each way has to give the same scores, one of each image. The last column tells how busy the
+machine was before: with other work on its cores the figures say little.
 """
 
 import os
@@ -127,16 +128,19 @@ def main(images: int, ways: str) -> None:
         prepare(config)
         fill(config, images)
         first: dict[str, tuple[object, ...]] = {}
-        click.echo("| way | workers | killed | seconds in all | images/s once it runs | the same |")
-        click.echo("|---|---|---|---|---|---|")
+        click.echo(
+            "| way | workers | killed | seconds in all | images/s once it runs | the same | load |"
+        )
+        click.echo("|---|---|---|---|---|---|---|")
         for way in ways.split(","):
             kind, _, workers = way.partition(":")
+            load = os.getloadavg()[0]
             told = run(config, kind, int(workers))
             said = answers(config, forget=True)
             first = first or said
             click.echo(
                 f"| {kind} | {workers} | {told['killed']:.0f} | {told['seconds']:.1f} | "
-                f"{told['rate']:.1f} | {said == first and len(said) == images} |"
+                f"{told['rate']:.1f} | {said == first and len(said) == images} | {load:.1f} |"
             )
         scored = sum(value[0] is not None for value in first.values())
         click.echo(f"\n{scored} of {images} were scored")

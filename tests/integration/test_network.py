@@ -1,11 +1,15 @@
 """The exported network in the scoring process."""
 
+import os
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from sample_dicom.draw import chest
 from tests.degrade import drawn
@@ -54,3 +58,27 @@ assert sys.modules.get("openvino_telemetry") is None
     environment = {"HOME": str(tmp_path), "PATH": "", "PYTHONPATH": ":".join(sys.path)}
     subprocess.run([sys.executable, "-c", program], env=environment, check=True, timeout=120)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is one core alone")
+def test_scoring_binds_itself_to_no_core() -> None:
+    """Two scoring processes of one thread use two cores: none of them insists on the first."""
+    network = Network(ModelVersion.load(BUNDLED[-1].parent), threads=1)
+    array = np.random.default_rng(1).random((SIDE, SIDE), np.float32)
+    scorer, seen = threading.get_native_id(), set()
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.is_set():
+            seen.add(frozenset(os.sched_getaffinity(scorer)))
+            time.sleep(0.0002)
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        for _ in range(200):
+            network.score(array)
+    finally:
+        ended.set()
+        looking.join()
+    assert seen == {frozenset(os.sched_getaffinity(0))}
