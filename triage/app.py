@@ -6,6 +6,7 @@ import fcntl
 import logging
 import math
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -65,6 +66,8 @@ if TYPE_CHECKING:
     from triage.sinks import Sink
     from triage.worklist.backfile import Applied
     from triage.worklist.drifts import Alarm
+    from triage.worklist.moving import Outcome as MoveOutcome
+    from triage.worklist.moving import Removal
     from triage.worklist.shadows import Comparison
 
 BUNDLED = Path(__file__).parent / "bundled"
@@ -189,6 +192,95 @@ def migrate_worklist(config: Config) -> str:
     if before == HEAD:
         return f"{place} is at schema {HEAD} already"
     return f"{place} moved from schema {before or 'none'} to {HEAD}"
+
+
+def examine_move(config: Config, to: str) -> "MoveOutcome":
+    """What a move of the site to another database would do; nothing is changed.
+
+    Raises
+    ------
+    TriageError
+        It cannot be done, and why.
+    """
+    with _removal(config, to, lambda _step, _done, _total: None) as removal:
+        return removal.look()
+
+
+def move(
+    config: Config,
+    to: str,
+    who: str,
+    progress: "Callable[[str, int, int], None]",
+    *,
+    copy_only: bool,
+) -> "MoveOutcome":
+    """Move the site to another database while it receives, or go on with that.
+
+    Parameters
+    ----------
+    config : Config
+        Of the site where it is.
+    to : str
+        An SQLAlchemy URL.
+    who : str
+    progress : callable
+        Told the step, how many rows are done, and of how many.
+    copy_only : bool
+        Copy and verify, and leave the site where it is.
+
+    Raises
+    ------
+    TriageError
+        It cannot be done, or not go on now: the same command goes on where it stood.
+    """
+    os.umask(0o077)
+    # As Ctrl-C: what was closed is opened again.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with _moving_alone(config), _removal(config, to, progress) as removal:
+        return removal.run(who, copy_only=copy_only)
+
+
+def abandon_move(config: Config) -> bool:
+    """Let the site stay in its database; False if it was not moving."""
+    from triage.worklist.moving import abandon
+
+    engine = open_engine(config.worklist_url, create=False)
+    try:
+        with _moving_alone(config):
+            return abandon(engine, without_password(config.worklist_url))
+    finally:
+        engine.dispose()
+
+
+@contextmanager
+def _removal(
+    config: Config, to: str, progress: "Callable[[str, int, int], None]"
+) -> "Iterator[Removal]":
+    from triage.worklist.moving import Removal
+
+    places = (without_password(config.worklist_url), without_password(to))
+    if places[0] == places[1]:
+        raise ConfigError(f"the site is in {places[0]} already: TRIAGE_DATABASE_URL names it")
+    source = open_engine(config.worklist_url, create=False)
+    try:
+        target = open_engine(to, create=True, setting="--to")
+        try:
+            yield Removal(source, target, places, config.audit_anchor, progress)
+        finally:
+            target.dispose()
+    finally:
+        source.dispose()
+
+
+@contextmanager
+def _moving_alone(config: Config) -> Iterator[None]:
+    with ExitStack() as held:
+        try:
+            _make_home(config)
+            held.enter_context(_lock(config.locks_folder / "move.lock", wait=False))
+        except BlockingIOError:
+            raise ServiceError("another `triage migrate --to` runs here: wait for it") from None
+        yield
 
 
 def spool(config: Config) -> Spool:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from triage.worklist import WorklistItem
     from triage.worklist.accounts import Role
     from triage.worklist.backfile import Selection
+    from triage.worklist.moving import Outcome
 
 TABLE_ROWS = 50
 """So many rows ``triage worklist`` prints unless told otherwise."""
@@ -1230,13 +1231,110 @@ def config(config: Config) -> None:
         click.echo(f"{variable} = {value}\n    {meaning}")
 
 
+def _target(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+    """The URL itself, or the one that a file or standard input holds."""
+    if value is None or not (value == "-" or value.startswith("@")):
+        return value
+    try:
+        told = sys.stdin.readline() if value == "-" else Path(value[1:]).read_text("utf-8")
+    except (OSError, ValueError) as error:
+        raise click.BadParameter(
+            f"{value[1:] or 'standard input'} cannot be read ({type(error).__name__})"
+        ) from error
+    if not told.strip():
+        raise click.BadParameter(f"{value[1:] or 'standard input'} holds no URL")
+    return told.strip()
+
+
 @main.command()
+@click.option(
+    "--to",
+    metavar="URL",
+    callback=_target,
+    help="Move the site to this database; @FILE or - (standard input) keeps a password off the "
+    "command line.",
+)
+@click.option(
+    "--dry-run", is_flag=True, help="Only look whether it can be moved, and what there is."
+)
+@click.option("--copy-only", is_flag=True, help="Copy and verify; the site stays where it is yet.")
+@click.option("--abandon", is_flag=True, help="Stay: end a move that has begun.")
+@click.option("--json", "as_json", is_flag=True, help="A JSON object of what was moved.")
 @click.pass_obj
-def migrate(config: Config) -> None:
-    """Bring the worklist database to this program's schema."""
+def migrate(
+    config: Config, to: str | None, *, dry_run: bool, copy_only: bool, abandon: bool, as_json: bool
+) -> None:
+    """Bring the worklist database to this program's schema, or move it to another (--to).
+
+    A move goes on while the service receives, and goes on where it was stopped.
+    """
     from triage import app
 
-    click.echo(app.migrate_worklist(config))
+    if to is None:
+        if dry_run or copy_only or as_json:
+            raise click.UsageError("--dry-run, --copy-only and --json need --to URL")
+        if abandon:
+            stays = app.abandon_move(config)
+            click.echo("the site stays where it is" if stays else "the site was not moving")
+            return
+        click.echo(app.migrate_worklist(config))
+        return
+    if abandon:
+        raise click.UsageError("--abandon needs no --to")
+    if dry_run:
+        _tell_move(app.examine_move(config, to), to, as_json=as_json, dry_run=True)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        console=Console(stderr=True),
+    )  # fmt: skip
+    with bar:
+        steps: dict[str, Any] = {}
+
+        def progress(step: str, done: int, total: int) -> None:
+            if step not in steps:
+                steps[step] = bar.add_task(step, total=total)
+            bar.update(steps[step], completed=done, total=max(total, done))
+
+        outcome = app.move(config, to, _who(), progress, copy_only=copy_only)
+    _tell_move(outcome, to, as_json=as_json)
+
+
+def _tell_move(outcome: "Outcome", to: str, *, as_json: bool, dry_run: bool = False) -> None:
+    from triage.config import without_password
+
+    if as_json:
+        told = _plain(outcome) | {
+            "tables": [_plain(table) for table in outcome.tables],
+            "audit": None if outcome.audit is None else _plain(outcome.audit),
+        }
+        click.echo(json.dumps(told, indent=2))
+        return
+    table = _new_table("Table", "Rows", "Read back and equal")
+    for each in outcome.tables:
+        table.add_row(each.name, str(each.rows), "" if dry_run else str(each.verified))
+    _print(table)
+    if outcome.left:
+        click.echo(f"not ours, and left where they are: {', '.join(outcome.left)}")
+    place = without_password(to)
+    if outcome.audit is not None:
+        click.echo(f"the audit trail is unbroken up to row {outcome.audit.id}")
+    if outcome.here:
+        click.echo(
+            f"the site is in {place} now; nothing could be changed for "
+            f"{outcome.closed_seconds:.1f} s: set TRIAGE_DATABASE_URL to it and start the service "
+            "anew"
+        )
+    elif dry_run:
+        click.echo(f"it can be moved to {place}; nothing was changed")
+    else:
+        click.echo(
+            f"copied to {place} and verified, {outcome.followed} changes among it; the site stays "
+            "where it is until the same command comes without --copy-only"
+        )
 
 
 @main.command()

@@ -10,6 +10,8 @@
     |   `-- SpoolOutage             where they are cannot be reached now
     |-- WorklistError               the database cannot do what was asked
     |   |-- SchemaError             the database's schema is not this program's
+    |   |-- SiteMoved               the database takes nothing any more, or not yet: a site moves
+    |   |-- MoveError               a site cannot be moved to another database so
     |   |-- UnknownItem             no worklist item has that SOP Instance UID
     |   |-- NotReadable             the item has no score for a verdict to be about
     |   |-- Changed                 the item is no longer what the reader was shown
@@ -105,6 +107,14 @@ class WorklistError(TriageError):
 
 class SchemaError(WorklistError):
     """The database's schema is older or newer than this program's."""
+
+
+class SiteMoved(WorklistError):
+    """The database takes nothing any more, or not yet; the message says where the site is."""
+
+
+class MoveError(WorklistError):
+    """A site cannot be moved to another database so, or what arrived there is not what left."""
 
 
 class UnknownItem(WorklistError):

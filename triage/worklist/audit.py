@@ -69,6 +69,7 @@ class Action(StrEnum):
     RETENTION = "RETENTION"
     RESCORED = "RESCORED"
     DRIFT_ACKNOWLEDGED = "DRIFT_ACKNOWLEDGED"
+    MOVED = "MOVED"
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,14 +208,13 @@ class Trail:
         with self._transaction(write=True) as session:
             record(session, actor, action, subject, detail)
 
-    def records(self, since: dt.datetime | None = None) -> Iterator[AuditRecord]:
-        """The rows, oldest first; since a time, or all.
+    def records(self, since: dt.datetime | None = None, last: int = 0) -> Iterator[AuditRecord]:
+        """The rows behind number ``last``, oldest first; since a time, or all.
 
         Yields
         ------
         AuditRecord
         """
-        last = 0
         while True:
             query = select(AuditRow).where(AuditRow.id > last).order_by(AuditRow.id)
             if since is not None:
@@ -226,8 +226,8 @@ class Trail:
                 return
             last = found[-1].id
 
-    def verify(self) -> Head:
-        """Follow the whole chain to its end; the end.
+    def verify(self, after: Head | None = None) -> Head:
+        """Follow the whole chain, or from a row on that it was followed to, to its end; the end.
 
         Raises
         ------
@@ -236,17 +236,13 @@ class Trail:
         """
         # Before the rows: one that is appended meanwhile is no matter then.
         anchored = self._read_anchor()
-        head = Head(0, _GENESIS)
-        anchor_met = anchored is None or anchored == head
-        for found in self.records():
+        head = after or Head(0, _GENESIS)
+        anchor_met = anchored is None or anchored == head or self._known(anchored, head.id)
+        for found in self.records(last=head.id):
             _require_next(found, head)
             head = Head(found.id, found.hash)
             if anchored is not None and anchored.id == head.id:
-                if anchored.hash != head.hash:
-                    raise AuditBroken(
-                        f"row {head.id} of the audit trail is not the one that {self._anchor} "
-                        "remembers: the trail was written anew"
-                    )
+                self._require_anchored(anchored, head.hash)
                 anchor_met = True
         if anchored is not None and not anchor_met:
             raise AuditBroken(
@@ -258,6 +254,22 @@ class Trail:
                 f"{head.id}: see docs/sign-in.md"
             )
         return head
+
+    def _known(self, anchored: Head, followed: int) -> bool:
+        """Whether the anchored row is among those that were followed before."""
+        if anchored.id > followed:
+            return False
+        with self._transaction() as session:
+            kept = session.scalar(select(AuditRow.hash).where(AuditRow.id == anchored.id))
+        self._require_anchored(anchored, kept)
+        return True
+
+    def _require_anchored(self, anchored: Head, kept: str | None) -> None:
+        if anchored.hash != kept:
+            raise AuditBroken(
+                f"row {anchored.id} of the audit trail is not the one that {self._anchor} "
+                "remembers: the trail was written anew"
+            )
 
     def _read_anchor(self) -> Head | None:
         return None if self._anchor is None else _read(self._anchor)

@@ -3,15 +3,16 @@
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, func, inspect, select, text
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import ExceptionContext, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 
-from triage.errors import SchemaError, WorklistError
+from triage.errors import SchemaError, SiteMoved, WorklistError
 
 HEAD = "0014"
 """The schema revision of this program; the newest module in ``migrations/versions``."""
@@ -57,11 +58,32 @@ BUSY_MILLISECONDS = 30_000
 
 CONNECT_SECONDS = 10
 
+MOVE = "site_move"
+"""The table of a database that a site moves from or to: one row, and only then."""
+
+CLOSED = "this worklist is closed"
+"""How the triggers of a database begin that a site has left: they refuse every change."""
+
 _MIGRATION_LOCK = 0x7472_6961_6765
 """PostgreSQL's advisory lock of whoever migrates; SQLite's writers exclude each other anyway."""
 
 
-def open_engine(url: str, *, create: bool, pooled: bool = True) -> Engine:
+class Move(StrEnum):
+    """How far a site's move is; what is in the table :data:`MOVE`."""
+
+    COPYING = "COPYING"
+    """Here is the site, and a copy of it is made."""
+    CLOSED = "CLOSED"
+    """The last is copied; nothing may change here."""
+    MOVED = "MOVED"
+    """The site is elsewhere for good."""
+    FILLING = "FILLING"
+    """A copy is made here; the site is elsewhere yet."""
+
+
+def open_engine(
+    url: str, *, create: bool, pooled: bool = True, setting: str = "TRIAGE_DATABASE_URL"
+) -> Engine:
     """An engine whose transactions are durable and whose writers wait for each other.
 
     Parameters
@@ -72,6 +94,8 @@ def open_engine(url: str, *, create: bool, pooled: bool = True) -> Engine:
         Whether an SQLite file that is not there is made.
     pooled : bool
         Whether connections stay open for the next time, until the engine is disposed of.
+    setting : str
+        What an error names as the place where the URL is wrong.
 
     Raises
     ------
@@ -97,14 +121,22 @@ def open_engine(url: str, *, create: bool, pooled: bool = True) -> Engine:
             engine = _open_sqlite(url, Path(parsed.database), create=create, pooled=pooled)
         else:
             raise WorklistError(
-                "TRIAGE_DATABASE_URL must be sqlite:///FILE or postgresql://USER@HOST/DATABASE"
+                f"{setting} must be sqlite:///FILE or postgresql://USER@HOST/DATABASE"
             )
     except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
         raise WorklistError(
-            f"TRIAGE_DATABASE_URL cannot be used ({type(error).__name__}): write sqlite:///FILE, "
+            f"{setting} cannot be used ({type(error).__name__}): write sqlite:///FILE, "
             "or postgresql://USER@HOST/DATABASE with the extra cxr-triage[postgres] installed"
         ) from None
+    event.listen(engine, "handle_error", _tell_closed)
     return engine
+
+
+def _tell_closed(context: ExceptionContext) -> None:
+    """Let no caller take the refusal of a closed database for a row that is there already."""
+    told = " ".join(str(context.original_exception).split())
+    if CLOSED in told:
+        raise SiteMoved(told[told.index(CLOSED) :].partition(" CONTEXT:")[0])
 
 
 def _open_sqlite(url: str, file: Path, *, create: bool, pooled: bool) -> Engine:
@@ -182,14 +214,69 @@ def revision(engine: Engine) -> str | None:
         raise WorklistError(unavailable(error)) from error
 
 
+def moving(engine: Engine) -> tuple[Move, str] | None:
+    """How far a move from or to this database is, and where the other one is; None without.
+
+    Raises
+    ------
+    WorklistError
+        The database cannot be reached.
+    """
+    try:
+        with engine.connect() as connection:
+            if not inspect(connection).has_table(MOVE):
+                return None
+            found = connection.execute(text(f"SELECT state, peer FROM {MOVE}")).first()  # noqa: S608
+            return None if found is None else (Move(found.state), str(found.peer))
+    except SQLAlchemyError as error:
+        raise WorklistError(unavailable(error)) from error
+
+
+def closed(peer: str) -> str:
+    """What whoever would change a database that a site has left, or leaves, is told."""
+    return (
+        f"{CLOSED}: the site moves to {peer}; once `triage migrate --to` has said that it is "
+        "there, set TRIAGE_DATABASE_URL to it and start the service anew"
+    )
+
+
+def require_here(engine: Engine) -> None:
+    """Refuse a database where the site is not any more, or not yet.
+
+    Raises
+    ------
+    SiteMoved
+    """
+    found = moving(engine)
+    if found is None or found[0] is Move.COPYING:
+        return
+    state, peer = found
+    if state is Move.MOVED:
+        raise SiteMoved(
+            f"the site has moved to {peer}: set TRIAGE_DATABASE_URL to it and start anew"
+        )
+    if state is Move.CLOSED:
+        raise SiteMoved(
+            f"{closed(peer)}; if nobody runs it any more, run it again, or `triage migrate "
+            "--abandon` to stay"
+        )
+    raise SiteMoved(
+        f"a site is being moved here from {peer}: wait until `triage migrate --to` has said that "
+        "it is here"
+    )
+
+
 def require_current(engine: Engine) -> None:
-    """Refuse a database whose schema this program cannot run on.
+    """Refuse a database whose schema this program cannot run on, or where the site is not.
 
     Raises
     ------
     SchemaError
         It is older (migrate it), or newer and not compatible (use the newer program).
+    SiteMoved
+        The site is in another database.
     """
+    require_here(engine)
     found = revision(engine)
     if found == HEAD or _runs_on(engine, found):
         return
@@ -206,14 +293,24 @@ def migrate(engine: Engine) -> str | None:
     Raises
     ------
     SchemaError
-        It is newer than this program.
+        It is newer than this program, or its site is on its way to another database.
+    SiteMoved
+        The site is in another database.
     WorklistError
         The database cannot be reached or written.
     """
+    require_here(engine)
     before = revision(engine)
     if before == HEAD or _runs_on(engine, before):
         return before
     _refuse_newer(before)
+    found = moving(engine)
+    if found is not None:
+        raise SchemaError(
+            f"the worklist's schema is {before}, this program's is {HEAD}, and the site is moving "
+            f"to {found[1]}: end the move with the version that began it, or `triage migrate "
+            "--abandon` it"
+        )
     # Alembic takes a good part of a second to import, and is needed once in a release.
     from alembic import command
     from alembic.config import Config as AlembicConfig
