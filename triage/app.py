@@ -235,9 +235,12 @@ def move(
     """
     os.umask(0o077)
     # As Ctrl-C: what was closed is opened again.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with _moving_alone(config), _removal(config, to, progress) as removal:
-        return removal.run(who, copy_only=copy_only)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with _moving_alone(config), _removal(config, to, progress) as removal:
+            return removal.run(who, copy_only=copy_only)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def abandon_move(config: Config) -> bool:

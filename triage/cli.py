@@ -1233,7 +1233,15 @@ def config(config: Config) -> None:
 
 def _target(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
     """The URL itself, or the one that a file or standard input holds."""
+    from triage.config import without_password
+
     if value is None or not (value == "-" or value.startswith("@")):
+        if value is not None and without_password(value) != value:
+            click.echo(
+                "triage: every user of this machine can read a password on the command line while "
+                "it runs: write --to @FILE, or leave it to PGPASSFILE",
+                err=True,
+            )
         return value
     try:
         told = sys.stdin.readline() if value == "-" else Path(value[1:]).read_text("utf-8")
@@ -1332,8 +1340,8 @@ def _tell_move(outcome: "Outcome", to: str, *, as_json: bool, dry_run: bool = Fa
         click.echo(f"it can be moved to {place}; nothing was changed")
     else:
         click.echo(
-            f"copied to {place} and verified, {outcome.followed} changes among it; the site stays "
-            "where it is until the same command comes without --copy-only"
+            f"copied to {place} and verified, with {outcome.followed} changes that came meanwhile; "
+            "the site stays where it is until the same command comes without --copy-only"
         )
 
 

@@ -1,6 +1,7 @@
 """Moving a site from one database to the other: what arrives, what is refused, what is seen."""
 
 import datetime as dt
+import json
 import multiprocessing
 import os
 import signal
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from sqlalchemy import (
     Boolean,
     Column,
@@ -24,6 +26,7 @@ from sqlalchemy import (
 
 from tests.conftest import emptied
 from tests.exams import FLAGGED, arrival, enter
+from triage.cli import main
 from triage.errors import MoveError, SchemaError, SiteMoved, WorklistError
 from triage.worklist import Worklist
 from triage.worklist.audit import Action
@@ -43,6 +46,15 @@ def urls(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, str]:
     file = f"sqlite:///{tmp_path / 'worklist.sqlite'}"
     server = emptied(request.getfixturevalue("postgres"))
     return (file, server) if request.param.startswith("sqlite") else (server, file)
+
+
+@pytest.fixture
+def umask() -> Iterator[None]:
+    """The one from before: commands set it."""
+    before = os.umask(0o022)
+    os.umask(before)
+    yield
+    os.umask(before)
 
 
 @pytest.fixture
@@ -441,6 +453,50 @@ def test_a_lost_trigger_is_noticed(to_postgres: tuple[str, str]) -> None:
     with removal(to_postgres) as moving, pytest.raises(MoveError, match="1 of the triggers"):
         moving.run("operator")
     worklist.close()
+
+
+@pytest.mark.usefixtures("umask")
+def test_the_command_says_what_it_does(to_postgres: tuple[str, str], tmp_path: Path) -> None:
+    """Dry run, copy, switch, too late; what is wrong in one line, and no password anywhere."""
+    home = tmp_path / "home"
+    home.mkdir()
+    site(f"sqlite:///{home / 'worklist.sqlite'}").close()
+    address = to_postgres[1].partition("@")[2]
+    secret = f"postgresql://triage:SECRET@{address}"
+    file = tmp_path / "target"
+    file.write_text(f"{secret}\n")
+
+    def called(*arguments: str, typed: str | None = None) -> tuple[int, str]:
+        result = CliRunner().invoke(
+            main, ["migrate", *arguments], input=typed, env={"TRIAGE_HOME": str(home)}
+        )
+        told = result.output + ("" if result.exception is None else str(result.exception))
+        assert "SECRET" not in told
+        return result.exit_code, told
+
+    assert "need --to URL" in called("--dry-run")[1]
+    assert called("--abandon") == (0, "the site was not moving\n")
+    assert "cannot be read" in called("--to", f"@{tmp_path / 'none'}")[1]
+    assert "holds no URL" in called("--to", "-", typed="\n")[1]
+    assert "--to must be sqlite:///FILE or postgresql" in called("--to", "mysql://h/d")[1]
+    assert "already" in called("--to", f"sqlite:///{home / 'worklist.sqlite'}")[1]
+    assert "every user of this machine" in called("--to", secret, "--dry-run")[1]
+    status, told = called("--to", f"@{file}", "--dry-run")
+    assert (status, "nothing was changed" in told) == (0, True)
+    status, told = called("--to", "-", "--copy-only", typed=f"{secret}\n")
+    assert status == 0
+    assert "the site stays" in told
+    assert called("--abandon") == (0, "the site stays where it is\n")
+    assert "belongs to another move" in called("--to", f"@{file}")[1]
+    emptied(to_postgres[1])
+    status, told = called("--to", f"@{file}", "--json")
+    outcome = json.loads(told[told.index("{") :])
+    assert outcome["here"]
+    assert {each["name"]: each["rows"] for each in outcome["tables"]}["items"] == 4
+    assert all(each["verified"] >= each["rows"] for each in outcome["tables"])
+    assert "has moved to postgresql://triage:***@" in called("--to", f"@{file}")[1]
+    assert "has moved" in called()[1]
+    assert "already: nothing can be abandoned" in called("--abandon")[1]
 
 
 def test_keys_are_numbers_and_texts() -> None:
