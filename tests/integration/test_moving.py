@@ -150,7 +150,7 @@ def test_every_row_of_every_table_arrives_as_it_was(urls: tuple[str, str]) -> No
         seen: list[str] = []
         moving = Removal(source, target, urls, batch=3, progress=lambda step, *_: seen.append(step))
         # A filled trail is no chain: only rows are looked at here.
-        moving._trail = lambda _anchor: _Unchained(target)  # type: ignore[assignment,method-assign,return-value]
+        moving._trail = lambda engine, *_: _Unchained(engine)  # type: ignore[assignment,method-assign,return-value]
         outcome = moving.run("operator")
         assert outcome.here
         assert all(table.rows == ROWS for table in outcome.tables)
@@ -460,7 +460,7 @@ def test_the_command_says_what_it_does(to_postgres: tuple[str, str], tmp_path: P
     """Dry run, copy, switch, too late; what is wrong in one line, and no password anywhere."""
     home = tmp_path / "home"
     home.mkdir()
-    site(f"sqlite:///{home / 'worklist.sqlite'}").close()
+    site(f"sqlite:///{home / 'worklist.sqlite'}", home / "audit-head").close()
     address = to_postgres[1].partition("@")[2]
     secret = f"postgresql://triage:SECRET@{address}"
     file = tmp_path / "target"
@@ -490,6 +490,7 @@ def test_the_command_says_what_it_does(to_postgres: tuple[str, str], tmp_path: P
     assert "belongs to another move" in called("--to", f"@{file}")[1]
     emptied(to_postgres[1])
     status, told = called("--to", f"@{file}", "--json")
+    assert status == 0, told
     outcome = json.loads(told[told.index("{") :])
     assert outcome["here"]
     assert {each["name"]: each["rows"] for each in outcome["tables"]}["items"] == 4

@@ -162,11 +162,14 @@ class Removal:
         ------
         MoveError, SchemaError, SiteMoved
             It cannot be done, and why.
+        AuditBroken
+            The audit trail is not as it was written.
         """
         self._require_source()
         self._require_target()
         self._require_fit()
-        return self._outcome(here=False)
+        head = self._trail(self._source, self._from, self._anchor).verify()
+        return self._outcome(here=False, audit=head)
 
     def run(self, who: str, *, copy_only: bool = False) -> Outcome:
         """Move the site, or go on with it.
@@ -183,7 +186,7 @@ class Removal:
         MoveError
             It cannot be done, or a row in the new database is not the one of the old.
         AuditBroken
-            The trail that arrived is not as it was written.
+            The audit trail is not as it was written.
         WorklistError
             A database cannot be used. Whatever is raised before the site has moved, it is in
             the old database, which takes changes again.
@@ -197,7 +200,7 @@ class Removal:
         self._settle()
         self._verify()
         self._settle()
-        head = self._trail(None).verify()
+        head = self._trail(self._target, self._to).verify()
         if copy_only:
             return self._outcome(here=False, audit=head)
         began = time.monotonic()
@@ -485,7 +488,7 @@ class Removal:
             end = old.execute(
                 select(AuditRow.id, AuditRow.hash).order_by(AuditRow.id.desc()).limit(1)
             ).first()
-        head = self._trail(self._anchor).verify(head)
+        head = self._trail(self._target, self._to, self._anchor).verify(head)
         if end is not None and (end.id, end.hash) != (head.id, head.hash):
             raise MoveError(f"the audit trail in {self._to} ends with another row than here")
         with self._writing(self._target, self._to) as connection:
@@ -536,10 +539,10 @@ class Removal:
             left = sorted(set(inspect(connection).get_table_names()) - ours)
         return Outcome(here, moved, self._followed, left=tuple(left), **more)
 
-    def _trail(self, anchor: Path | None) -> Trail:
+    def _trail(self, engine: Engine, place: str, anchor: Path | None = None) -> Trail:
         @contextmanager
         def transaction(*, write: bool = False) -> Iterator[Session]:  # noqa: ARG001
-            with _told(self._to), Session(self._target) as session, session.begin():
+            with _told(place), Session(engine) as session, session.begin():
                 yield session
 
         return Trail(transaction, anchor)
