@@ -297,7 +297,7 @@ def registry(config: Config) -> Registry:
         return Registry(config.models_folder)
     from triage.worklist.ledgers import History
 
-    history = History(open_engine(config.worklist_url, create=False, pooled=False))
+    history = History(config.worklist_url)
     return Registry(config.models_folder, Shared(spool(config).store, history))
 
 

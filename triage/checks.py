@@ -19,9 +19,10 @@ from triage.network import Network
 from triage.pixels import SIDE
 from triage.registry import Registry
 from triage.send import Destination, echo
+from triage.spool import Spool
 from triage.worklist import State, Worklist
 from triage.worklist.commitments import CommitmentState
-from triage.worklist.schema import HEAD
+from triage.worklist.schema import revision
 
 LEAST_FREE_BYTES = 1_000_000_000
 LONGEST_WAIT = dt.timedelta(minutes=5)
@@ -46,13 +47,14 @@ class Check:
     finding: str
 
 
-def check(config: Config, registry: Registry) -> Iterator[Check]:
+def check(config: Config, registry: Registry, spool: Spool) -> Iterator[Check]:
     """Look at each part; one that is broken keeps none of the others from being looked at.
 
     Parameters
     ----------
     config : Config
     registry : Registry
+    spool : Spool
         The installation's.
 
     Yields
@@ -61,6 +63,7 @@ def check(config: Config, registry: Registry) -> Iterator[Check]:
     """
     parts: dict[str, Callable[[Config], str]] = {
         "home": _home,
+        "store": lambda _: _store(config, spool),
         "worklist": _worklist,
         "queue": _queue,
         "model": lambda _: _model(registry),
@@ -90,14 +93,22 @@ def _home(config: Config) -> str:
     return f"{config.home}, {free // 1_000_000_000} GB free"
 
 
+def _store(config: Config, spool: Spool) -> str:
+    if not config.spool_url:
+        return "instance files are in the home"
+    spool.reachable()
+    return f"{config.spool_url} answers"
+
+
 def _worklist(config: Config) -> str:
     worklist = Worklist(config.worklist_url)
     try:
         counts = worklist.counts()
+        found = revision(worklist.engine())
     finally:
         worklist.close()
     shown = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
-    return f"{without_password(config.worklist_url)}, schema {HEAD}, {shown or 'no items'}"
+    return f"{without_password(config.worklist_url)}, schema {found}, {shown or 'no items'}"
 
 
 def _queue(config: Config) -> str:

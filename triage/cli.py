@@ -1354,7 +1354,7 @@ def check(config: Config) -> None:
 
     app.configure_logging(config)
     healthy = True
-    for result in look(config, app.registry(config)):
+    for result in look(config, app.registry(config), app.spool(config)):
         healthy = healthy and result.healthy
         click.echo(f"{'ok  ' if result.healthy else 'FAIL'}  {result.part:11} {result.finding}")
     if not healthy:

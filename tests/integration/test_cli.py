@@ -336,7 +336,7 @@ def test_commands_without_an_installation_name_what_makes_one(tmp_path: Path) ->
 def test_check_finds_a_running_service_healthy(served: Service) -> None:
     """Part by part."""
     lines = works(served, "check").splitlines()
-    parts = ("home", "worklist", "queue", "model", "receiver", "tls", "page", "sign-in",
+    parts = ("home", "store", "worklist", "queue", "model", "receiver", "tls", "page", "sign-in",
              "commitments", "deliveries", "destinations")  # fmt: skip
     assert [line.split()[:2] for line in lines] == [["ok", part] for part in parts]
 
@@ -348,7 +348,9 @@ def test_check_names_each_part_that_is_not_there(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert [line.split()[:2] for line in done.stdout.splitlines()] == [
-        *(["FAIL", part] for part in ("home", "worklist", "queue", "model", "receiver")),
+        ["FAIL", "home"],
+        ["ok", "store"],  # in the home
+        *(["FAIL", part] for part in ("worklist", "queue", "model", "receiver")),
         ["ok", "tls"],  # switched off
         ["FAIL", "page"],
         ["FAIL", "sign-in"],

@@ -1,7 +1,7 @@
 """What nodes have in common: models, leases by one clock, wake-ups, a schema that is ahead."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,19 +20,15 @@ from triage.worklist.schema import HEAD, alone, migrate, open_engine
 @pytest.fixture
 def new_registry(
     worklist: Worklist, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[[str], Registry]]:
+) -> Callable[[str], Registry]:
     """Opens the shared registry as a node does, which sees at once what others did."""
     monkeypatch.setattr(ledgers, "FRESH_SECONDS", 0.0)
-    engines = []
 
     def new(node: str) -> Registry:
-        engines.append(open_engine(database_url, create=False, pooled=False))
         store = open_store((tmp_path / "shared").as_uri(), tmp_path / node)
-        return Registry(tmp_path / node / "models", Shared(store, History(engines[-1])))
+        return Registry(tmp_path / node / "models", Shared(store, History(database_url)))
 
-    yield new
-    for engine in engines:
-        engine.dispose()
+    return new
 
 
 def test_what_one_node_adds_and_names_scores_on_all(

@@ -11,7 +11,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 from pynetdicom.dsutils import encode_file_meta
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Service, free_port
 from tests.s3 import S3, s3_server
 from triage.errors import PixelsError, SpoolError, SpoolOutage
 from triage.spool import Spool, digest_of, name_of
@@ -207,3 +207,6 @@ def test_a_bucket_that_is_not_there_is_named(
         monkeypatch.setenv(name, value)
     with pytest.raises(SpoolError, match="s3://nothing"):
         Spool(tmp_path, open_store("s3://nothing/here", tmp_path)).prepare()
+    service = Service(tmp_path / "home", free_port(), {"TRIAGE_SPOOL_URL": "s3://nothing"})
+    told = service.triage("check").stdout.splitlines()
+    assert any(line.startswith("FAIL  store") and "s3://nothing" in line for line in told)

@@ -3,13 +3,14 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 
 from sqlalchemy import Engine, func, insert, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from triage.errors import WorklistError
 from triage.ledger import Entry, Pen, parsed
-from triage.worklist.schema import WRITE, unavailable
+from triage.worklist.schema import WRITE, open_engine, unavailable
 from triage.worklist.tables import ModelHistory
 
 FRESH_SECONDS = 1.0
@@ -24,15 +25,19 @@ class History:
 
     Parameters
     ----------
-    engine : Engine
-        Of a database with this program's schema. It is asked seldom, by many: not pooled.
+    url : str
+        Of a database with this program's schema; opened when it is first asked. That is seldom, and
+        done by many, so that no connection is held.
     """
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._writing = engine.execution_options(**{WRITE: True})
+    def __init__(self, url: str) -> None:
+        self._url = url
         self._known: list[Entry] = []
         self._read_at = float("-inf")
+
+    @cached_property
+    def _engine(self) -> Engine:
+        return open_engine(self._url, create=False, pooled=False)
 
     def __str__(self) -> str:
         """The table."""
@@ -74,7 +79,7 @@ class History:
             The database cannot be written; nothing was.
         """
         try:
-            with self._writing.begin() as connection:
+            with self._engine.execution_options(**{WRITE: True}).begin() as connection:
                 if connection.dialect.name == "postgresql":
                     connection.execute(select(func.pg_advisory_xact_lock(_WRITE_LOCK)))
                 query = select(ModelHistory.line).order_by(ModelHistory.number)
