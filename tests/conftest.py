@@ -231,9 +231,10 @@ def service(new_service: Callable[..., Service]) -> Iterator[Service]:
 
 
 class Postgres:
-    """A PostgreSQL server of its own."""
+    """A PostgreSQL server of its own, on loopback and where else it is told to listen."""
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, *addresses: str) -> None:
+        self._addresses = ("127.0.0.1", *addresses)
         programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
         assert programs, "PostgreSQL is not installed: `make test` installs it"
         self._programs, self._folder, self.port = programs[-1], folder, free_port()
@@ -243,6 +244,9 @@ class Postgres:
             self._as_user = ["runuser", "-u", "postgres", "--"]
             shutil.chown(folder, "postgres")
         self._run("initdb", "--no-sync", "-A", "trust", "-U", "triage")
+        if addresses:
+            with Path(f"{folder}/data/pg_hba.conf").open("a", encoding="utf-8") as admitted:
+                admitted.write("host all all samenet trust\n")
 
     @property
     def url(self) -> str:
@@ -251,7 +255,8 @@ class Postgres:
 
     def start(self) -> None:
         """Start it, after a crash with recovery."""
-        options = f"-p {self.port} -k {self._folder} -c listen_addresses=127.0.0.1 -c fsync=off"
+        listen = ",".join(self._addresses)
+        options = f"-p {self.port} -k {self._folder} -c listen_addresses={listen} -c fsync=off"
         self._run("pg_ctl", "-w", "-l", f"{self._folder}/log", "-o", options, "start")
 
     def stop(self) -> None:
@@ -265,11 +270,11 @@ class Postgres:
 
 
 @contextmanager
-def postgres_server() -> Iterator[Postgres]:
+def postgres_server(*addresses: str) -> Iterator[Postgres]:
     """A running server."""
     # Not below pytest's own folder, which another test run closes to other users.
     with tempfile.TemporaryDirectory(prefix="triage-postgres-") as folder:
-        server = Postgres(folder)
+        server = Postgres(folder, *addresses)
         server.start()
         try:
             yield server

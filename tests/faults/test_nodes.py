@@ -7,6 +7,8 @@ says how many images.
 import select
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +23,7 @@ import pytest
 from tests.conftest import Service, free_port, postgres_server
 from tests.faults.consoles import Queue, images, shared, until
 from tests.faults.invariants import KINDS, Destination, Ledger
-from tests.faults.services import ask, with_destinations
+from tests.faults.services import MAY_MOUNT, ask, with_destinations
 from tests.faults.tally import FULL, Tally, amount
 from tests.peers import PacsPeer
 from tests.s3 import S3, s3_server
@@ -223,3 +225,81 @@ def test_nothing_is_lost_and_nothing_done_twice_whichever_node_dies_or_is_cut_of
         tally.holds(findings)
         assert findings.images == IMAGES
         assert ask(watch, "SELECT count(*) FROM scores") == IMAGES
+
+
+HERE, THERE = "10.231.77.1", "10.231.77.2"
+"""Addresses of the two ends of a line that only this test has."""
+
+
+@pytest.fixture
+def apart() -> Iterator[str]:
+    """A network namespace with a line of its own to this one, whose end here is `apart0`."""
+    if not (FULL and MAY_MOUNT):
+        pytest.skip("a network namespace needs root; `make faults`")
+    name = "triage-apart"
+
+    def ip(*arguments: str) -> None:
+        subprocess.run(["ip", *arguments], check=True)
+
+    ip("netns", "add", name)
+    try:
+        ip("link", "add", "apart0", "type", "veth", "peer", "name", "apart1", "netns", name)
+        ip("address", "add", f"{HERE}/30", "dev", "apart0")
+        ip("link", "set", "apart0", "up")
+        for command in (
+            ["address", "add", f"{THERE}/30", "dev", "apart1"],
+            ["link", "set", "apart1", "up"],
+            ["link", "set", "lo", "up"],
+        ):
+            ip("-n", name, *command)
+        yield name
+    finally:
+        ip("netns", "delete", name)
+
+
+def test_a_line_that_drops_everything_holds_up_nobody(
+    apart: str, new_service: Callable[..., Service], tmp_path: Path, tally: Tally
+) -> None:
+    """The node at its end notices, as does PostgreSQL; the others go on, and then it does."""
+    with postgres_server(HERE) as database:
+        settings = {
+            "TRIAGE_SPOOL_URL": (tmp_path / "shared").as_uri(),
+            "TRIAGE_DATABASE_URL": database.url,
+        }
+        receiver = Node("receive", new_service(**settings))
+        receiver.start(wait=True)
+        far = new_service(
+            **settings | {"TRIAGE_DATABASE_URL": database.url.replace("127.0.0.1", HERE)}
+        )
+        with far.log.open("ab") as log:
+            serve = [sys.executable, "-m", "triage", "serve", "--roles", "score"]
+            far.process = subprocess.Popen(
+                ["ip", "netns", "exec", apart, *serve],
+                env=far.environment,
+                cwd=tmp_path,
+                stderr=log,
+            )
+        ledger = Ledger()
+
+        def scored(count: int) -> bool:
+            return ask(receiver.service, "SELECT count(*) FROM scores") == count
+
+        Queue(receiver.service.port, images(3), ledger).finish(PATIENCE)
+        assert until(partial(scored, 3), PATIENCE)
+        subprocess.run(["ip", "link", "set", "apart0", "down"], check=True)
+        tally.fault("a line that drops everything")
+        near = Node("score", new_service(**settings))
+        near.start()
+        Queue(receiver.service.port, images(3), ledger).finish(PATIENCE)
+        assert until(partial(scored, 6), PATIENCE)
+        # Left alone, Linux would try for a quarter of an hour here, and wait two hours there.
+        assert until(lambda: "worklist_unavailable" in far.log.read_text(), 120)
+        left = f"SELECT count(*) FROM pg_stat_activity WHERE client_addr = '{THERE}'"
+        assert until(lambda: not ask(receiver.service, left), 120)
+        subprocess.run(["ip", "link", "set", "apart0", "up"], check=True)
+        near.service.stop()
+        Queue(receiver.service.port, images(3), ledger).finish(PATIENCE)
+        assert until(partial(scored, 9), PATIENCE)
+        far.stop()
+        receiver.service.stop()
+        tally.holds(ledger.check(database.url, tmp_path / "shared"))

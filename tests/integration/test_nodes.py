@@ -1,5 +1,7 @@
 """What nodes have in common: models, leases by one clock, wake-ups, a schema that is ahead."""
 
+import os
+import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -131,6 +133,20 @@ def test_a_bell_rings_for_a_commit_of_another_connection(postgres: str) -> None:
     assert list(bell._connection.notifies(timeout=30, stop_after=1))
     bell.close()
     worklist.close()
+    engine.dispose()
+
+
+def test_both_ends_of_a_connection_notice_a_line_that_is_cut(postgres: str) -> None:
+    """Long before the systems would by themselves; `make faults` cuts one."""
+    engine = open_engine(postgres, create=False)
+    with engine.connect() as connection:
+        here = socket.socket(fileno=os.dup(connection.connection.driver_connection.fileno()))
+        with here:
+            assert here.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            assert here.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 25_000
+            assert here.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 10
+        for name, value in (("tcp_user_timeout", "25000"), ("tcp_keepalives_idle", "10")):
+            assert connection.scalar(text(f"SHOW {name}")) == value
     engine.dispose()
 
 
