@@ -138,6 +138,7 @@ def prepare(config: Config) -> None:
         The home or the database cannot be written, or is a newer version's.
     """
     _make_home(config)
+    _leave_nothing_behind(config)
     _migrate(config)
     models = registry(config)
     models.settle()
@@ -147,6 +148,18 @@ def prepare(config: Config) -> None:
         if CHAMPION not in models.aliases() and bundled:
             newest = max(bundled, key=lambda model: str(model.description["created_at"]))
             models.begin(newest.version)
+
+
+def _leave_nothing_behind(config: Config) -> None:
+    """Refuse a shared store while instance files are in the home, where nobody would find them."""
+    here = config.spool_folder
+    if not config.spool_url or config.spool_url == here.as_uri():
+        return
+    if next((here / "instances").glob("*/*.dcm"), None) is not None:
+        raise ConfigError(
+            f"TRIAGE_SPOOL_URL is {config.spool_url}, and {here} has instance files: copy its "
+            "folders instances, quarantine and results into that, and move them out of here"
+        )
 
 
 def _make_home(config: Config) -> None:

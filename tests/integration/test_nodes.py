@@ -11,8 +11,11 @@ from sqlalchemy import text
 
 from tests.integration.test_worklist import HIGH_SCORE, arrival
 from tests.unit.test_registry import version
-from triage.errors import ModelError, SchemaError
+from triage import app
+from triage.config import Config
+from triage.errors import ConfigError, ModelError, SchemaError
 from triage.registry import CHAMPION, Registry, Shared
+from triage.spool import Spool
 from triage.store import open_store
 from triage.worklist import MAX_ATTEMPTS, State, Worklist, ledgers
 from triage.worklist.ledgers import History
@@ -204,3 +207,20 @@ def test_a_program_does_not_start_on_a_schema_that_was_contracted(
     ahead(database_url, "9998")
     with pytest.raises(SchemaError, match=r"9998.*newer"):
         Worklist(database_url)
+
+
+def test_files_of_a_home_are_not_left_behind(tmp_path: Path) -> None:
+    """A store is not begun while a home has files that it does not."""
+    home = tmp_path / "home"
+    app.prepare(Config(home=home))
+    files = Spool(home / "spool")
+    files.prepare()
+    files.put("ab" * 32, b"content")
+    shared = Config(home=home, spool_url=(tmp_path / "shared").as_uri())
+    with pytest.raises(ConfigError, match="has instance files: copy"):
+        app.prepare(shared)
+    app.prepare(Config(home=home, spool_url=(home / "spool").as_uri()))
+    (tmp_path / "shared").mkdir()
+    (home / "spool" / "instances").rename(tmp_path / "shared" / "instances")
+    app.prepare(shared)
+    assert app.spool(shared).size("ab" * 32) == len(b"content")
