@@ -166,6 +166,7 @@ def _tell(description: Mapping[str, Any], out: Path, part: str) -> None:
     required=True,
     help="Folder of the cross-validation; run again to resume.",
 )
+@click.option("--ray", help="A Ray cluster that trains the folds: local, auto, HOST:PORT.")
 def crossvalidate(
     data: Path,
     architecture: str,
@@ -174,6 +175,7 @@ def crossvalidate(
     epochs: int,
     precision: str,
     out: Path,
+    ray: str | None,
 ) -> None:
     """Fine-tune one network a fold and judge each patient by one that never saw them."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -189,7 +191,7 @@ def crossvalidate(
         architecture, seed, folds, epochs, precision, snapshot.digest, fingerprint()
     )
     training_folds.ready(snapshot, plan, out)
-    judged = training_folds.crossvalidate(snapshot, _read(snapshot), plan, out, 2, click.echo)
+    judged = training_folds.crossvalidate(snapshot, _read(snapshot), plan, out, 2, click.echo, ray)
     _, threshold, told = champion.judge(snapshot, judged, seed)
     _tell({**told, "threshold": threshold, "version": "The cross-validation"}, out, "out_of_fold")
 

@@ -14,6 +14,7 @@ import datetime as dt
 import json
 import platform
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import Any
 import keras
 import numpy as np
 import numpy.typing as npt
+import tensorflow as tf
 
 from training.calibrate import (
     MAY_LOSE,
@@ -32,9 +34,10 @@ from training.calibrate import (
 )
 from training.champion import bake
 from training.dataset import CLASSES
+from training.elsewhere import Files, Job, packed, put, spread
 from training.evaluate import figures
 from training.exported import export, restore
-from training.finetune import RECIPE, Rate, balanced, go_on, new_trainee
+from training.finetune import HISTORY, RECIPE, Rate, balanced, go_on, new_trainee
 from training.folds import bytes_of, whole
 from training.networks import FINE_TUNED
 from training.quality import fit_and_measure
@@ -57,6 +60,8 @@ KEPT = 0.25
 
 MOST = 5.0
 """No case counts for more than so many: a rare one that is misread would lead astray."""
+
+CHECKPOINT = "checkpoint"
 
 REFIT = 1_000
 """With so many pictures, novelty and quality are fitted anew."""
@@ -159,7 +164,9 @@ def train(
     if (out / DESCRIPTION).exists():
         return ModelVersion.load(out)
     _check(champion, lesson)
-    checkpoint = out / "checkpoint"
+    # A run that was killed comes to what it would have come to, to the bit.
+    tf.config.experimental.enable_op_determinism()
+    checkpoint = out / CHECKPOINT
     _claim(checkpoint, champion, lesson, settings)
     old = Network(champion)
     shown = _shown(old, lesson, settings)
@@ -212,6 +219,51 @@ def train(
     seal(out, names, {**told, "pictures": pictures})
     shutil.rmtree(checkpoint)
     return ModelVersion.load(out)
+
+
+def train_on_cluster(
+    address: str,
+    threads: int,
+    champion: ModelVersion,
+    lesson: Lesson,
+    out: Path,
+    settings: Settings,
+    tell: Callable[[str], None],
+) -> ModelVersion:
+    """Train a challenger on a machine of a Ray cluster; called again, it goes on.
+
+    Parameters
+    ----------
+    address : str
+        As :func:`triage.cluster.connect` takes it.
+    threads : int
+        Of its arithmetic; fewer if no machine there has so many cores.
+    champion, lesson, out, settings, tell
+        As in :func:`train`, which may go on with it, too.
+
+    Raises
+    ------
+    DataError, ModelError
+        As in :func:`train`.
+    ServiceError
+        The cluster cannot be used, or loses worker after worker.
+    """
+    if not (out / DESCRIPTION).exists():
+        _check(champion, lesson)
+        shared = packed(champion.folder), lesson, settings
+        signs = (f"{CHECKPOINT}/{HISTORY}", DESCRIPTION)
+        spread(address, shared, [Job("the challenger", out, _there, signs)], threads, tell)
+    return ModelVersion.load(out)
+
+
+def _there(
+    shared: tuple[Files, Lesson, Settings], folder: Path, tell: Callable[[str], None]
+) -> None:
+    """Train a challenger in a worker."""
+    files, lesson, settings = shared
+    with tempfile.TemporaryDirectory() as temporary:
+        put(files, Path(temporary))
+        train(ModelVersion.load(Path(temporary)), lesson, folder, settings, tell)
 
 
 def _architecture(champion: ModelVersion) -> str:

@@ -95,6 +95,7 @@ def train(
     epochs: int,
     precision: str,
     verbose: int,
+    tell: Callable[[int], None] = lambda _: None,
 ) -> tuple[keras.Model, list[dict[str, float]]]:
     """Train from ImageNet weights for a fixed number of epochs; go on from a checkpoint.
 
@@ -114,6 +115,8 @@ def train(
         Of the arithmetic while training; a Keras dtype policy.
     verbose : int
         As in ``keras.Model.fit``.
+    tell : callable
+        Is told the number of epochs that are finished, after each.
 
     Returns
     -------
@@ -135,6 +138,7 @@ def train(
         seed,
         epochs,
         verbose,
+        tell,
     )
 
 
@@ -181,10 +185,8 @@ def go_on(
     shown : tuple of ndarray
         Pictures, uint8, shape (cases, 256, 256); what is to be said of each, float32, shape
         (cases,), 0 to 1; and how much each counts, float32, shape (cases,).
-    folder, seed, epochs, verbose
+    folder, seed, epochs, verbose, tell
         As in :func:`train`.
-    tell : callable
-        Is told the number of epochs that are finished, after each.
     """
     keras.utils.set_random_seed(seed)
     checkpoint = _Checkpoint(folder, seed, tell)

@@ -10,6 +10,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import keras
@@ -18,8 +19,9 @@ import numpy.typing as npt
 
 from training.calibrate import Logits
 from training.dataset import Snapshot
+from training.elsewhere import Job, spread
 from training.exported import export
-from training.finetune import sound, train
+from training.finetune import HISTORY, sound, train
 from training.networks import FINE_TUNED, build
 from training.stress import any_change
 from training.versions import replace
@@ -124,6 +126,7 @@ def crossvalidate(
     out: Path,
     verbose: int,
     tell: Callable[[str], None],
+    ray: str | None = None,
 ) -> OutOfFold:
     """Train each fold's network and judge the held-out radiographs; resumes.
 
@@ -138,30 +141,77 @@ def crossvalidate(
         As in ``keras.Model.fit``.
     tell : callable
         Is told in a line what is done.
+    ray : str, optional
+        A cluster as :func:`triage.cluster.connect` takes it: the folds train there at once.
 
     Raises
     ------
     DataError
         Too few patients, or a checkpoint that is damaged or of another plan.
+    ServiceError
+        The cluster cannot be used.
     """
-    for number, (rest, held) in enumerate(plan.rows(snapshot)):
-        folder = out / f"fold{number}"
-        if not (folder / FOLD).exists():
-            tell(f"fold {number + 1} of {plan.folds}: {len(rest)} pictures train")
-            network, _ = train(
-                bytes_of(arrays[rest]),
-                snapshot.labels[rest],
-                folder,
-                plan.seed,
-                plan.epochs,
-                plan.precision,
-                verbose,
+    shared = _Shared(arrays, snapshot.labels, plan, plan.rows(snapshot))
+    missing = [number for number in range(plan.folds) if not _whole(out / f"fold{number}")]
+    if ray is None:
+        for number in missing:
+            _one_fold(shared, number, out / f"fold{number}", verbose, tell)
+    elif missing:
+        jobs = [
+            Job(
+                f"fold {number + 1} of {plan.folds}",
+                out / f"fold{number}",
+                partial(_there, number),
+                (HISTORY, FOLD, OUT_OF_FOLD),
             )
-            write_fold(whole(plan.architecture, network), folder)
-        if not (folder / OUT_OF_FOLD).exists():
-            tell(f"fold {number + 1} of {plan.folds}: {len(held)} pictures and copies are judged")
-            judge_fold(arrays, held, plan.seed, folder)
+            for number in missing
+        ]
+        tell(f"{len(jobs)} of {plan.folds} folds train on the cluster at {ray}")
+        spread(ray, shared, jobs, None, tell)
     return finished(out, plan, snapshot)
+
+
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    """What all folds read: arrays as in :func:`crossvalidate`, and each fold's rows."""
+
+    arrays: npt.NDArray[np.float16]
+    labels: npt.NDArray[np.int64]
+    plan: Plan
+    rows: list[tuple[Rows, Rows]]
+
+
+def _one_fold(
+    shared: _Shared, number: int, folder: Path, verbose: int, tell: Callable[[str], None]
+) -> None:
+    """Train one fold's network and let it judge, as far as that is not done."""
+    plan, (rest, held) = shared.plan, shared.rows[number]
+    name = f"fold {number + 1} of {plan.folds}"
+    if not (folder / FOLD).exists():
+        tell(f"{name}: {len(rest)} pictures train")
+        network, _ = train(
+            bytes_of(shared.arrays[rest]),
+            shared.labels[rest],
+            folder,
+            plan.seed,
+            plan.epochs,
+            plan.precision,
+            verbose,
+            lambda done: tell(f"{name}: epoch {done} of {plan.epochs} is done"),
+        )
+        write_fold(whole(plan.architecture, network), folder)
+    if not (folder / OUT_OF_FOLD).exists():
+        tell(f"{name}: {len(held)} pictures and copies are judged")
+        judge_fold(shared.arrays, held, plan.seed, folder)
+
+
+def _whole(folder: Path) -> bool:
+    return (folder / FOLD).exists() and (folder / OUT_OF_FOLD).exists()
+
+
+def _there(number: int, shared: _Shared, folder: Path, tell: Callable[[str], None]) -> None:
+    """Train and judge one fold in a worker."""
+    _one_fold(shared, number, folder, 0, tell)
 
 
 def write_fold(network: keras.Model, folder: Path) -> None:

@@ -49,17 +49,29 @@ def main(context: click.Context) -> None:
 @main.command("run")
 @click.option("--dry-run", is_flag=True, help="Only say what would be done.")
 @click.option("--force", is_flag=True, help="Though there are few readings, or a small exam.")
+@click.option(
+    "--ray", help="A Ray cluster that trains, instead of TRIAGE_RETRAIN_RAY; see rescore."
+)
 @click.option("--scheduled", is_flag=True, hidden=True)
 @click.option("--go-on", is_flag=True, hidden=True)
 @click.option("--supervised", is_flag=True, hidden=True)
 @click.pass_obj
 def run_now(
-    config: Config, *, dry_run: bool, force: bool, scheduled: bool, go_on: bool, supervised: bool
+    config: Config,
+    *,
+    dry_run: bool,
+    force: bool,
+    ray: str | None,
+    scheduled: bool,
+    go_on: bool,
+    supervised: bool,
 ) -> None:
     """Retrain now, or go on with the retraining whose process died.
 
     Exit status 0 if it was done or there was no cause to.
     """
+    if ray is not None:
+        config = config.model_copy(update={"retrain_ray": ray})
     app.configure_logging(config)
     # Snapshots and checkpoints are of patients: for this user only.
     os.umask(0o077)

@@ -241,12 +241,7 @@ class _Job:
         """The challenger, from the folder of this run; other folders are of no more use."""
         config = self._config
         # TensorFlow takes seconds to import.
-        import tensorflow as tf
-
         from training import challenger
-
-        # A run that was killed comes to what it would have come to, to the bit.
-        tf.config.experimental.enable_op_determinism()
 
         settings = challenger.Settings(config.retrain_epochs, config.retrain_pictures, SEED)
         place = (
@@ -259,7 +254,17 @@ class _Job:
                 if other != place.parent:
                     shutil.rmtree(other, ignore_errors=True)
         lesson = _lesson(config, snapshot, rehearsed)
-        return challenger.train(champion, lesson, place, settings, self._is_at)
+        if not config.retrain_ray:
+            return challenger.train(champion, lesson, place, settings, self._is_at)
+        return challenger.train_on_cluster(
+            config.retrain_ray,
+            config.retrain_threads,
+            champion,
+            lesson,
+            place,
+            settings,
+            self._is_at,
+        )
 
     def _rehearsed(self, champion: ModelVersion) -> Rehearsal | None:
         data = self._config.retrain_base_data

@@ -4,7 +4,7 @@ import os
 import socket
 from types import ModuleType
 
-from triage.errors import ServiceError
+from triage.errors import ServiceError, TriageError
 
 LOCAL = "local"
 """The address of a cluster of this machine alone, which ends with the process."""
@@ -70,3 +70,10 @@ def _knock(address: str) -> None:
             f"the Ray cluster at {address} cannot be reached ({error}): is its head node running "
             "there?"
         ) from error
+
+
+def own(cause: BaseException) -> TriageError:
+    """What broke in a worker, as an error of ours."""
+    if isinstance(cause, TriageError):
+        return cause
+    return ServiceError(f"a Ray worker cannot work ({type(cause).__name__}: {cause})")

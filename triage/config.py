@@ -504,6 +504,10 @@ class Config(BaseModel):
     retrain_threads: int = Field(
         default=2, ge=1, le=256, description="Of a retraining's arithmetic."
     )
+    retrain_ray: str = Field(
+        default="",
+        description="A Ray cluster that trains, as triage rescore takes it; empty is this machine.",
+    )
     retrain_nice: int = Field(
         default=19,
         ge=0,

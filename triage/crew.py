@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from pydicom import Dataset
 
 from triage.assessment import Assessment, Assessor
-from triage.cluster import connect
+from triage.cluster import connect, own
 from triage.errors import ArchiveError, ServiceError, TriageError
 
 TOGETHER = 8
@@ -279,7 +279,7 @@ class Cluster:
             try:
                 answers.append((hand, self._ray.get(reference)))
             except RayTaskError as error:
-                raise _own(error.cause) from error
+                raise own(error.cause) from error
             except RayError:  # of the worker, its node, its memory or the way there
                 answers.append((hand, None))
         return answers
@@ -300,10 +300,3 @@ def _assess_on_node(make: tuple[Any], hand: Sequence[Image]) -> list[Found]:
         return made
 
     return _assess(reference, compiled, hand)
-
-
-def _own(cause: BaseException) -> TriageError:
-    """What broke in a worker, as an error of ours."""
-    if isinstance(cause, TriageError):
-        return cause
-    return ServiceError(f"a Ray worker cannot work ({type(cause).__name__}: {cause})")

@@ -1,6 +1,7 @@
 """The champion's training as its maker starts it: real processes on small drawn data."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,8 @@ from triage.registry import ModelVersion
 
 FEATURE_MEANS = [0.097384, 0.10131]
 SOME_FEATURES = {113: 6.0, 269: 3.3222, 434: 3.6778, 455: 4.3533, 994: 4.3728, 1233: 2.4468}
+
+ON_RAY = os.environ.get("ON_RAY") == "full"
 
 
 @pytest.fixture(scope="module")
@@ -427,3 +430,24 @@ def test_the_description_is_json_that_a_program_reads(version: ModelVersion) -> 
     told = json.loads((version.folder / "model.json").read_text())
     assert told["calibration"]["slope"] > 0
     assert told["failures"]["missed"] >= 0
+
+
+@pytest.mark.skipif(not ON_RAY, reason="trains twice: make ray")
+def test_folds_that_a_cluster_trains_say_the_same(
+    folder: Path, crossvalidated: Path, tmp_path: Path
+) -> None:
+    """Same snapshot, same split; each fold's network comes here whole, and judges alike."""
+    out = tmp_path / "folds"
+    done = crossvalidate(folder, out, "--ray", "local")
+    assert done.returncode == 0, done.stderr
+    assert "2 of 2 folds train on the cluster at local" in done.stdout
+    for number in range(2):
+        here, there = (
+            np.load(place / f"fold{number}" / "out_of_fold.npz") for place in (crossvalidated, out)
+        )
+        np.testing.assert_array_equal(there["rows"], here["rows"])
+        # TensorFlow sums in another order with other threads.
+        np.testing.assert_allclose(there["logits"], here["logits"], rtol=0, atol=0.05)
+    again = crossvalidate(folder, out, "--ray", "local")
+    assert again.returncode == 0, again.stderr
+    assert "train" not in again.stdout

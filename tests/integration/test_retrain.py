@@ -31,6 +31,8 @@ from triage.worklist.retrainings import LEASE, MOST_ATTEMPTS, RetrainingState
 from triage.worklist.schema import migrate, open_engine
 from triage.worklist.tables import Lease, Retraining, RetrainJob
 
+ON_RAY = os.environ.get("ON_RAY") == "full"
+
 KILLS = 2
 """`make faults` does ten."""
 
@@ -542,3 +544,44 @@ def test_the_role_keeps_the_schedule_and_ends_with_the_service(home: Path) -> No
     assert service.returncode == 0
     wait_for(lambda: worklist.retrainings.leader() is None)
     worklist.close()
+
+
+@pytest.mark.skipif(not ON_RAY, reason="trains once more: make ray")
+def test_a_cluster_trains_the_same_challenger_though_its_worker_is_killed(
+    killed: Path, home: Path
+) -> None:
+    """One epoch comes back, another worker goes on with it; the gate decides here."""
+    process = retrain(settings(home), "run", "--force", "--ray", "local")
+    assert process.stderr is not None
+    told: list[str] = []
+    for line in process.stderr:
+        told.append(line)
+        if "epoch 2 of 3" in line:
+            os.kill(a_trainer(process.pid), signal.SIGKILL)
+            break
+    _, rest = process.communicate(timeout=900)
+    assert process.returncode == 0, rest
+    assert "its worker was lost, another goes on" in rest
+    assert "epoch 2 of 3" not in rest  # the first is not done again
+    found = []
+    for place in (killed, home):
+        models = Registry(config(place).models_folder)
+        version = models.version(models.aliases()[CHALLENGER])
+        assert len(models.decisions(version.version)) == 1
+        found.append(version)
+    here, there = found
+    assert there.description["data"]["snapshot"] == here.description["data"]["snapshot"]
+    assert there.description["data"]["parts"] == here.description["data"]["parts"]
+    assert there.threshold == pytest.approx(here.threshold, abs=0.02)
+    if len(os.sched_getaffinity(0)) >= config(home).retrain_threads:  # as many there as here
+        assert file_hash(there.folder / "model.bin") == file_hash(here.folder / "model.bin")
+
+
+def a_trainer(parent: int) -> int:
+    """The process of the cluster's worker that trains, below one."""
+    told = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True)
+    rows = [line.split(None, 2) for line in told.stdout.splitlines()]
+    below = {parent}
+    for _ in range(8):
+        below |= {int(row[0]) for row in rows if int(row[1]) in below}
+    return next(int(row[0]) for row in rows if int(row[0]) in below and "ray::Worker" in row[2])
