@@ -15,7 +15,7 @@ PLUGIN := /usr/share/orthanc/plugins/libOrthancPython.so /usr/share/orthanc/plug
 PROGRAMS := dcmsend dciodvfy ojph_compress pg_lsclusters ps /usr/sbin/Orthanc $(PLUGIN) openssl chromium strace faketime systemd-analyze promtool swift-proxy-server swift-object-server swift-container-server swift-account-server
 PACKAGES := dcmtk dicom3tools openjph-tools postgresql procps orthanc orthanc-dicomweb orthanc-python openssl chromium strace faketime systemd prometheus swift-proxy swift-object swift-container swift-account
 
-.PHONY: demo test lint pytest faults bench audit story champion samples clean
+.PHONY: demo test lint pytest faults ray bench audit story champion samples clean
 
 demo: $(VENV)/runs
 	@$(BIN)/python deploy/demo.py $(if $(ONCE),--once)
@@ -34,6 +34,11 @@ pytest: $(VENV)/tests $(VENV)/programs
 # The fault suite in its long form, for hours; its short form (FAULTS=short) is a part of `test`.
 # Single amounts by FAULTS_..., see docs/reliability.md.
 FAULTS ?= full
+ray: $(VENV)/tests $(VENV)/programs
+	ON_RAY=full $(BIN)/python -m pytest tests/integration/test_elsewhere.py \
+		tests/integration/test_backfile.py tests/integration/test_champion.py \
+		tests/integration/test_retrain.py -k "ray or cluster or elsewhere" $(PYTEST)
+
 faults: $(VENV)/tests $(VENV)/programs
 	FAULTS=$(FAULTS) $(BIN)/python -m pytest tests/faults $(PYTEST)
 

@@ -26,14 +26,18 @@ def epochs(name: str, dies_in: int, home: Path, shared: Path, folder: Path, tell
         file.write(f"from {done}\n")
     for epoch in range(done, EPOCHS):
         if epoch == dies_in and (shared / name).read_text().count("from") == 1:
-            came = home / "checkpoint" / "history"
-            wait_for(lambda done=str(epoch): came.exists() and came.read_text() == done, 120)
+            wait_for(partial(holds, home / "checkpoint" / "history", str(epoch)), 120)
             os.kill(os.getpid(), signal.SIGKILL)
         checkpoint.write_text(str(epoch + 1))
         tell(f"{name}: epoch {epoch + 1}")
     (folder / "whole").write_text(f"{name} is whole")
     checkpoint.unlink()
     checkpoint.parent.rmdir()
+
+
+def holds(path: Path, content: str) -> bool:
+    """Whether a file is there and says so."""
+    return path.exists() and path.read_text() == content
 
 
 def dies(_shared: Path, _folder: Path, _tell: Tell) -> None:

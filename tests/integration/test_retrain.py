@@ -579,7 +579,9 @@ def test_a_cluster_trains_the_same_challenger_though_its_worker_is_killed(
 
 def a_trainer(parent: int) -> int:
     """The process of the cluster's worker that trains, below one."""
-    told = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True)
+    told = subprocess.run(
+        ["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True
+    )
     rows = [line.split(None, 2) for line in told.stdout.splitlines()]
     below = {parent}
     for _ in range(8):
