@@ -446,7 +446,7 @@ def test_folds_that_a_cluster_trains_say_the_same(
             np.load(place / f"fold{number}" / "out_of_fold.npz") for place in (crossvalidated, out)
         )
         np.testing.assert_array_equal(there["rows"], here["rows"])
-        # TensorFlow sums in another order with other threads.
+        # TensorFlow sums in another order with other threads; with one each it is the same.
         np.testing.assert_allclose(there["logits"], here["logits"], rtol=0, atol=0.05)
     again = crossvalidate(folder, out, "--ray", "local")
     assert again.returncode == 0, again.stderr

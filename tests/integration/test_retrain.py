@@ -548,9 +548,11 @@ def test_the_role_keeps_the_schedule_and_ends_with_the_service(home: Path) -> No
 
 @pytest.mark.skipif(not ON_RAY, reason="trains once more: make ray")
 def test_a_cluster_trains_the_same_challenger_though_its_worker_is_killed(
-    killed: Path, home: Path
+    killed: Path, tmp_path: Path
 ) -> None:
     """One epoch comes back, another worker goes on with it; the gate decides here."""
+    # Where it was retrained already: each home draws an exam of its own.
+    home = Path(shutil.copytree(killed, tmp_path / "home"))
     process = retrain(settings(home), "run", "--force", "--ray", "local")
     assert process.stderr is not None
     told: list[str] = []
