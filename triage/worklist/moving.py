@@ -48,6 +48,7 @@ from triage.worklist.rows import (
     TABLES,
     Key,
     Values,
+    add,
     after,
     among,
     any_of,
@@ -354,9 +355,8 @@ class Removal:
                     born = _noted(connection, table, born=True)
                 ended = len(rows) < self._batch
                 last = key_of(table, rows[-1]) if rows else last
-                batch = {key: row for row in rows if (key := key_of(table, row)) not in born}
                 with self._writing(self._target, self._to) as connection:
-                    put(connection, table, batch)
+                    add(connection, table, [r for r in rows if key_of(table, r) not in born])
                     connection.execute(delete(COPIED).where(COPIED.c.name == table.name))
                     connection.execute(
                         insert(COPIED).values(name=table.name, last=json.dumps(last), done=ended)

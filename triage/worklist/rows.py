@@ -3,7 +3,7 @@
 import datetime as dt
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import (
@@ -38,10 +38,15 @@ def key_columns(table: Table) -> list[Column[Any]]:
     return list(table.primary_key.columns)
 
 
+_POSITIONS = {
+    table: tuple(list(table.columns).index(column) for column in table.primary_key.columns)
+    for table in TABLES
+}
+
+
 def key_of(table: Table, row: Values) -> Key:
     """A row's key."""
-    names = [column.name for column in table.columns]
-    return tuple(row[names.index(column.name)] for column in key_columns(table))
+    return tuple(row[position] for position in _POSITIONS[table])
 
 
 def among(table: Table, keys: Sequence[Key]) -> ColumnElement[bool]:
@@ -73,13 +78,18 @@ def at(connection: Connection, table: Table, keys: Sequence[Key]) -> dict[Key, V
     return {key_of(table, row): row for row in rows}
 
 
+def add(connection: Connection, table: Table, rows: Collection[Values]) -> None:
+    """Let rows be there that are not."""
+    names = [column.name for column in table.columns]
+    if rows:
+        connection.execute(insert(table), [dict(zip(names, row, strict=True)) for row in rows])
+
+
 def put(connection: Connection, table: Table, rows: Mapping[Key, Values]) -> None:
     """Let rows be there as they are given, whatever is there now."""
     there = at(connection, table, list(rows))
+    add(connection, table, [row for key, row in rows.items() if key not in there])
     names = [column.name for column in table.columns]
-    new = [dict(zip(names, row, strict=True)) for key, row in rows.items() if key not in there]
-    if new:
-        connection.execute(insert(table), new)
     for key, row in rows.items():
         if key in there and digest(there[key]) != digest(row):
             values = dict(zip(names, row, strict=True))
