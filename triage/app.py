@@ -25,6 +25,7 @@ from triage.config import (
     DicomDestination,
     Hl7Destination,
     WebhookDestination,
+    store_url,
     without_password,
 )
 from triage.durable import keep_folder
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     from triage.retention import Removed
     from triage.scp import Door
     from triage.shadow import Pair
+    from triage.sharing import Shared as SharedFiles
     from triage.sinks import Sink
     from triage.worklist.backfile import Applied
     from triage.worklist.drifts import Alarm
@@ -266,6 +268,44 @@ def abandon_move(config: Config) -> bool:
             return abandon(engine, without_password(config.worklist_url))
     finally:
         engine.dispose()
+
+
+def share_files(config: Config, to: str, progress: "Callable[[int], None]") -> "SharedFiles":
+    """Copy instance files, models and their history to where several nodes share them.
+
+    Parameters
+    ----------
+    config : Config
+        Of the site, on the one machine that it runs on yet.
+    to : str
+        As TRIAGE_SPOOL_URL.
+    progress : callable
+        Told how many files are done.
+
+    Raises
+    ------
+    TriageError
+        It cannot be done, or not go on now: the same command goes on where it stood.
+    """
+    from triage.sharing import share
+    from triage.worklist.ledgers import History
+
+    if config.spool_url:
+        raise ConfigError("TRIAGE_SPOOL_URL is set: the site's files are shared already")
+    try:
+        shared = open_store(store_url(to or "empty"), config.spool_folder)
+    except ValueError as error:
+        raise ConfigError(f"bad value for --files-to: {error}") from None
+    os.umask(0o077)
+    with _moving_alone(config):
+        try:
+            shared.prepare()
+        except OSError as error:
+            raise ServiceError(f"{to} cannot be used: {error.strerror}") from error
+        worklist(config).close()  # the site is there, and of this schema
+        history = History(open_engine(config.worklist_url, create=False, pooled=False))
+        registry(config).share(Shared(shared, history))
+        return share(spool(config).store, shared, progress)
 
 
 @contextmanager

@@ -1268,9 +1268,19 @@ def _target(_context: click.Context, _parameter: click.Parameter, value: str | N
 @click.option("--copy-only", is_flag=True, help="Copy and verify; the site stays where it is yet.")
 @click.option("--abandon", is_flag=True, help="Stay: end a move that has begun.")
 @click.option("--json", "as_json", is_flag=True, help="A JSON object of what was moved.")
+@click.option(
+    "--files-to", metavar="URL", help="Copy instances and models to a store that nodes share."
+)
 @click.pass_obj
 def migrate(
-    config: Config, to: str | None, *, dry_run: bool, copy_only: bool, abandon: bool, as_json: bool
+    config: Config,
+    to: str | None,
+    files_to: str | None,
+    *,
+    dry_run: bool,
+    copy_only: bool,
+    abandon: bool,
+    as_json: bool,
 ) -> None:
     """Bring the worklist database to this program's schema, or move it to another (--to).
 
@@ -1281,14 +1291,19 @@ def migrate(
     if to is None:
         if dry_run or copy_only or as_json:
             raise click.UsageError("--dry-run, --copy-only and --json need --to URL")
+        if files_to is not None:
+            if abandon:
+                raise click.UsageError("--abandon needs no --files-to")
+            _share_files(config, files_to)
+            return
         if abandon:
             stays = app.abandon_move(config)
             click.echo("the site stays where it is" if stays else "the site was not moving")
             return
         click.echo(app.migrate_worklist(config))
         return
-    if abandon:
-        raise click.UsageError("--abandon needs no --to")
+    if abandon or files_to is not None:
+        raise click.UsageError("give --abandon, --files-to and --to one at a time")
     if dry_run:
         _tell_move(app.examine_move(config, to), to, as_json=as_json, dry_run=True)
         return
@@ -1309,6 +1324,37 @@ def migrate(
 
         outcome = app.move(config, to, _who(), progress, copy_only=copy_only)
     _tell_move(outcome, to, as_json=as_json)
+
+
+def _share_files(config: Config, to: str) -> None:
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    from triage import app
+
+    bar = Progress(
+        SpinnerColumn(), TextColumn("{task.completed} files"), TimeElapsedColumn(),
+        console=Console(stderr=True),
+    )  # fmt: skip
+    with bar:
+        shown = bar.add_task("files", total=None)
+        done = app.share_files(config, to, lambda files: bar.update(shown, completed=files))
+    click.echo(
+        f"{to} has {done.files} files of {done.size / 1e6:.1f} MB, each read back and equal, "
+        f"{done.copied} of them new, and the models with their history"
+    )
+    with_database = app.worklist(config)
+    running = with_database.parts.records()
+    with_database.close()
+    if running:
+        click.echo(
+            f"{len(running)} parts of the service run: what comes now is not there. Stop it, call "
+            "this again, and start it with TRIAGE_SPOOL_URL"
+        )
+    for path in done.damaged:
+        click.echo(f"triage: {path} is damaged: restore it from backup, and call again", err=True)
+    if done.damaged:
+        sys.exit(1)
 
 
 def _tell_move(outcome: "Outcome", to: str, *, as_json: bool, dry_run: bool = False) -> None:

@@ -69,7 +69,7 @@ def _url(value: str) -> str:
     return value
 
 
-def _spool_url(value: str) -> str:
+def store_url(value: str) -> str:
     """Of a bucket or a folder; without user, password or whatever else may be a secret."""
     if not value:
         return ""
@@ -402,7 +402,7 @@ class Config(BaseModel):
     oidc_ca_file: OptionalPath = Field(
         default=None, description="PEM file of who signs the provider's certificate."
     )
-    spool_url: Annotated[str, AfterValidator(_spool_url)] = Field(
+    spool_url: Annotated[str, AfterValidator(store_url)] = Field(
         default="",
         description="Instance files and models of several nodes: s3://BUCKET or file:///FOLDER.",
     )

@@ -177,9 +177,13 @@ class Pen:
             hash="",
         )
         entry = Entry(**{**draft.as_json(), "hash": draft.expected_hash()})
+        self.copy(entry)
+        return entry
+
+    def copy(self, entry: Entry) -> None:
+        """Write a line as it stands in another ledger; it has to follow the last one."""
         self._write(json.dumps(entry.as_json(), sort_keys=True).encode("utf-8"))
         self.entries.append(entry)
-        return entry
 
 
 def _parsed(content: bytes, where: str) -> list[Entry]:

@@ -208,6 +208,36 @@ class Registry:
                 self._send(self._shared.store, added.folder / name, f"{model.version}/{name}")
         return added
 
+    def share(self, shared: Shared) -> int:
+        """Give what is here to all nodes: versions, decisions and the history; its lines.
+
+        Called again, it gives what has come since.
+
+        Raises
+        ------
+        ModelError
+            Other nodes have a history of their own, or something is damaged.
+        """
+        entries = self._ledger.entries()
+        if _state(entries) != (self.aliases() or None):
+            raise ModelError(f"{self.folder}: the aliases are not what the history comes to")
+        together = Registry(self.folder, shared)
+        for model in self.versions():
+            together.add(model.folder)
+            for decision in self.decisions(model.version):
+                for file in (decision.path, decision.path.with_suffix(".html")):
+                    name = f"{DECISIONS}/{model.version}/{_named(file, file.read_bytes())}"
+                    self._send(shared.store, file, name)
+        with shared.ledger.writing() as pen:
+            if pen.entries != entries[: len(pen.entries)]:
+                raise ModelError(
+                    f"{shared.ledger} has a history of its own: nodes that share a store have run "
+                    "with this database already"
+                )
+            for entry in entries[len(pen.entries) :]:
+                pen.copy(entry)
+        return len(entries)
+
     def _is_shared(self, model: ModelVersion) -> bool:
         """Whether the version is in the store; as another model, it is an error."""
         if not self._in_store(model.version):

@@ -192,7 +192,7 @@ class Spool:
         """
         try:
             with self.store.open(name_of(digest)) as file:
-                return _digest_in(file) == digest
+                return data_digest(file) == digest
         except OSError:
             return False
 
@@ -262,8 +262,8 @@ def name_of(digest: str, place: Place = "instances") -> str:
     return f"{place}/{digest[:2]}/{digest}.dcm"
 
 
-def _digest_in(file: IO[bytes]) -> str | None:
-    """Of the data set in an instance file; None if that is no such file."""
+def data_digest(file: IO[bytes]) -> str | None:
+    """SHA-256 of the data set in an instance file; None if that is no such file."""
     start = file.read(_META_START + _META_LENGTH.size)
     if start[128:_META_START] != b"DICM" or len(start) < _META_START + _META_LENGTH.size:
         return None

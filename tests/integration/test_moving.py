@@ -26,8 +26,11 @@ from sqlalchemy import (
 
 from tests.conftest import emptied
 from tests.exams import FLAGGED, arrival, enter
+from triage import app
 from triage.cli import main
+from triage.config import Config
 from triage.errors import MoveError, SchemaError, SiteMoved, WorklistError
+from triage.spool import digest_of
 from triage.worklist import Worklist
 from triage.worklist.audit import Action
 from triage.worklist.moving import SEEDED, Removal, abandon
@@ -498,6 +501,37 @@ def test_the_command_says_what_it_does(to_postgres: tuple[str, str], tmp_path: P
     assert "has moved to postgresql://triage:***@" in called("--to", f"@{file}")[1]
     assert "has moved" in called()[1]
     assert "already: nothing can be abandoned" in called("--abandon")[1]
+
+
+@pytest.mark.usefixtures("umask")
+def test_files_and_models_go_where_nodes_share_them(tmp_path: Path) -> None:
+    """With who is champion; again for what came since; not where nodes have run already."""
+    home, shared = tmp_path / "home", (tmp_path / "shared").as_uri()
+    alone = Config(home=home)
+    app.prepare(alone)
+    here = app.registry(alone)
+    model = here.champion()
+    app.spool(alone).put(digest_of(b"a"), b"a", "results")
+
+    def called(*arguments: str) -> tuple[int, str]:
+        result = CliRunner().invoke(main, ["migrate", *arguments], env={"TRIAGE_HOME": str(home)})
+        return result.exit_code, result.output + str(result.exception or "")
+
+    assert "bad value for --files-to" in called("--files-to", "ftp://somewhere")[1]
+    status, told = called("--files-to", shared)
+    assert status == 0, told
+    assert "1 files of 0.0 MB, each read back and equal, 1 of them new" in told
+    here.note("somebody", "TRUSTED", {"key": "k"})
+    assert "0 of them new" in called("--files-to", shared)[1]
+    node = Config(
+        home=tmp_path / "node", spool_url=shared, database_url=f"sqlite:///{home}/worklist.sqlite"
+    )
+    there = app.registry(node)
+    assert there.history() == here.history()
+    assert there.champion().version == model.version
+    assert app.spool(node).size(digest_of(b"a"), "results") == 1
+    there.note("a node", "TRUSTED", {"key": "k"})
+    assert "a history of its own" in called("--files-to", shared)[1]
 
 
 def test_keys_are_numbers_and_texts() -> None:

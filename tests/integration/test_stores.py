@@ -14,6 +14,7 @@ from pynetdicom.dsutils import encode_file_meta
 from tests.conftest import ROOT, Service, free_port
 from tests.s3 import S3, s3_server
 from triage.errors import PixelsError, SpoolError, SpoolOutage
+from triage.sharing import share
 from triage.spool import Spool, digest_of, name_of
 from triage.store import Bucket, Folder, Store, open_store
 
@@ -91,6 +92,28 @@ def test_what_is_kept_is_there_for_every_node(
     assert other.size(digest_of(LARGE), "results") == len(LARGE)
     assert list(other.store.names("results")) == [name]
     assert other.where(digest_of(LARGE), "results").endswith(name)
+
+
+def test_a_machine_s_files_go_to_what_nodes_share(store: Store, tmp_path: Path) -> None:
+    """Each is read back; a second call copies what is new; a damaged one is told and left out."""
+    alone = Spool(tmp_path / "alone")
+    alone.prepare()
+    alone.put(digest_of(DATA), instance())
+    alone.put(digest_of(LARGE), LARGE, "results")
+    alone.put("ab" * 32, instance(b"damaged"))
+    seen: list[int] = []
+    done = share(alone.store, store, seen.append)
+    assert (done.files, done.copied, done.size) == (2, 2, len(instance()) + len(LARGE))
+    assert done.damaged == (alone.where("ab" * 32),)
+    assert seen == [1, 2]
+    assert Spool(tmp_path / "node", store).intact(digest_of(DATA))
+    alone.put("cd" * 32, b"another", "quarantine")
+    done = share(alone.store, store, seen.append)
+    assert (done.files, done.copied) == (3, 1)
+    store.remove(name_of(digest_of(LARGE), "results"))
+    Spool(tmp_path / "node", store).put(digest_of(LARGE), LARGE[::-1], "results")
+    with pytest.raises(SpoolError, match="is not the file that is here"):
+        share(alone.store, store, seen.append)
 
 
 def test_nothing_stays_behind_on_the_node(spool: Spool, tmp_path: Path, kind: str) -> None:
