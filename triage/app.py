@@ -159,8 +159,9 @@ def _leave_nothing_behind(config: Config) -> None:
         return
     if next((here / "instances").glob("*/*.dcm"), None) is not None:
         raise ConfigError(
-            f"TRIAGE_SPOOL_URL is {config.spool_url}, and {here} has instance files: copy its "
-            "folders instances, quarantine and results into that, and move them out of here"
+            f"TRIAGE_SPOOL_URL is {config.spool_url}, and {here} has instance files: `triage "
+            "migrate --files-to` without that setting copies them there; then move the folders "
+            "instances, quarantine and results out of here"
         )
 
 
@@ -303,7 +304,7 @@ def share_files(config: Config, to: str, progress: "Callable[[int], None]") -> "
         except OSError as error:
             raise ServiceError(f"{to} cannot be used: {error.strerror}") from error
         worklist(config).close()  # the site is there, and of this schema
-        history = History(open_engine(config.worklist_url, create=False, pooled=False))
+        history = History(config.worklist_url)
         registry(config).share(Shared(shared, history))
         return share(spool(config).store, shared, progress)
 
