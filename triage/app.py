@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -218,8 +219,12 @@ def examine_move(config: Config, to: str) -> "MoveOutcome":
     TriageError
         It cannot be done, and why.
     """
-    with _removal(config, to, lambda _step, _done, _total: None) as removal:
-        return removal.look()
+    with tempfile.TemporaryDirectory() as folder:
+        # Looking at an SQLite file makes it.
+        if to.startswith("sqlite:///") and not Path(to.removeprefix("sqlite:///")).exists():
+            to = f"sqlite:///{folder}/empty"
+        with _removal(config, to, lambda _step, _done, _total: None) as removal:
+            return removal.look()
 
 
 def move(

@@ -484,6 +484,9 @@ def test_the_command_says_what_it_does(to_postgres: tuple[str, str], tmp_path: P
     assert "--to must be sqlite:///FILE or postgresql" in called("--to", "mysql://h/d")[1]
     assert "already" in called("--to", f"sqlite:///{home / 'worklist.sqlite'}")[1]
     assert "every user of this machine" in called("--to", secret, "--dry-run")[1]
+    fresh = tmp_path / "fresh.sqlite"
+    assert called("--to", f"sqlite:///{fresh}", "--dry-run")[0] == 0
+    assert not fresh.exists()
     status, told = called("--to", f"@{file}", "--dry-run")
     assert (status, "nothing was changed" in told) == (0, True)
     status, told = called("--to", "-", "--copy-only", typed=f"{secret}\n")

@@ -262,7 +262,7 @@ def require_here(engine: Engine) -> None:
         )
     raise SiteMoved(
         f"a site is being moved here from {peer}: wait until `triage migrate --to` has said that "
-        "it is here"
+        "it is here; if nobody runs it any more, run it again"
     )
 
 
