@@ -17,7 +17,7 @@ from pydicom import Dataset
 
 from triage.assessment import Assessment, Assessor
 from triage.cluster import connect, own
-from triage.errors import ArchiveError, ServiceError, TriageError
+from triage.errors import ArchiveError, ServiceError, SpoolOutage, TriageError
 
 TOGETHER = 8
 """Images that a worker is handed at once; more make a death dearer, fewer the way to it."""
@@ -151,7 +151,7 @@ def assess_hand(assessor: Assessor, hand: Sequence[Image]) -> list[Found]:
         signal.setitimer(signal.ITIMER_REAL, IMAGE_SECONDS)
         try:
             found.append(assessor.assess(image.place.read))
-        except ArchiveError:
+        except (ArchiveError, SpoolOutage):  # says nothing of the image
             raise
         except TriageError as error:
             found.append(str(error))

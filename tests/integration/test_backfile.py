@@ -26,7 +26,14 @@ from triage.assessment import Assessment, Assessor
 from triage.cluster import connect
 from triage.config import Config
 from triage.crew import Cluster, Crew, Image, Processes, assess_all
-from triage.errors import ArchiveError, ConfigError, ServiceError, SpoolError, WorklistError
+from triage.errors import (
+    ArchiveError,
+    ConfigError,
+    ServiceError,
+    SpoolError,
+    SpoolOutage,
+    WorklistError,
+)
 from triage.pixels import Array
 from triage.registry import CHAMPION, Registry
 from triage.scoring import Evidence, Priority, Score
@@ -84,6 +91,8 @@ class Here:
             raise SpoolError("it is not there")
         if self.does == "down":
             raise ArchiveError("the archive is down")
+        if self.does == "out":
+            raise SpoolOutage("the store is out")
         return chest_radiograph()
 
 
@@ -128,6 +137,8 @@ def test_what_breaks_a_worker_costs_one_image(crew: Callable[..., Crew], tmp_pat
     assert len(good) == 1
     with pytest.raises(ArchiveError, match="the archive is down"):
         said(crew(), [Image("down", "", Here("down"))])
+    with pytest.raises(SpoolOutage, match="the store is out"):
+        said(crew(), [Image("out", "", Here("out"))])
     with pytest.raises(ServiceError, match="no network here"):
         said(crew(unfit), [Image("any", "", Here())])
 
