@@ -33,6 +33,9 @@ def connect(address: str, workers: int | None = None) -> ModuleType:
     if address == LOCAL:
         # Ray's name for a machine that is no part of a cluster: all its doors are on loopback.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        # Workers are as nice as the command: Ray's own 15 more leave them next to nothing
+        # beside anything else.
+        os.environ.setdefault("RAY_worker_niceness", "0")
     try:
         import ray
     except ImportError as error:

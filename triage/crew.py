@@ -31,9 +31,6 @@ MOST_DEATHS = 3
 IMAGE_SECONDS = 50
 """So long one image may take, as with the live worker; then it ends the process."""
 
-NICENESS = 15
-"""Of workers, as Ray has it: the parts that serve go before the back file."""
-
 _THREADS = "OMP_NUM_THREADS"
 """Of a worker's linear algebra: the workers share the cores already."""
 
@@ -171,8 +168,6 @@ _TOLD: list[Make] = []
 
 
 def _tell(make: Make) -> None:
-    """Start a process of this machine."""
-    os.nice(NICENESS)
     _TOLD[:] = [make]
 
 
