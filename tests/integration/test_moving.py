@@ -243,6 +243,28 @@ def change(worklist: Worklist, number: int) -> None:
     worklist.audit.record("reader", Action.SAW_EXAM, uid)
 
 
+def test_what_changes_between_two_transactions_arrives(
+    urls: tuple[str, str], tmp_path: Path
+) -> None:
+    """Rows that refer to newer rows of tables that were copied before; in every step."""
+    anchor = tmp_path / "audit-head"
+    worklist = site(urls[0], anchor)
+    steps: list[str] = []
+
+    def progress(step: str, _done: int, _total: int) -> None:
+        steps.append(step)
+        if len(steps) % 7 == 0:
+            change(worklist, len(steps) // 7)
+
+    with removal(urls, anchor=anchor, progress=progress) as moving:
+        outcome = moving.run("operator")
+    assert outcome.followed > 50
+    assert set(steps) == {"copy", "verify"}
+    with engines(urls) as (source, target):
+        assert contents(source) == contents(target)
+    worklist.close()
+
+
 STEPS = ("_begin", "_copy", "_catch_up", "_verify", "_shut", "_finish", "_arrive")
 
 

@@ -448,6 +448,8 @@ class Removal:
                 wanted is not None and found is not None and digest(wanted) != digest(found)
             ):
                 what = "is missing" if found is None else "is not as it is here"
+                if wanted is None:
+                    what = "is gone here, and not"
                 raise MoveError(
                     f"the row {named(key)} of {table.name} {what} in {self._to}: somebody else "
                     "writes there, or the database has not kept it; the site stays where it is: "
