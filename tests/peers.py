@@ -127,10 +127,11 @@ class _Server:
 
 
 class PacsPeer(_Server):
-    """A storage SCP of pynetdicom."""
+    """A storage SCP of pynetdicom, which keeps data sets, or what is made of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, made: Callable[[bytes], bytes] = bytes) -> None:
         super().__init__()
+        self._made = made
         self.success, self.associations = 0x0000, 0
         self._server: Any = None
 
@@ -164,7 +165,7 @@ class PacsPeer(_Server):
         answer = self.next_answer()
         if answer == "take":
             uid = str(event.request.AffectedSOPInstanceUID)
-            self.taken[uid].append(event.encoded_dataset(include_meta=False))
+            self.taken[uid].append(self._made(event.encoded_dataset(include_meta=False)))
             return self.success
         status = Dataset()
         status.Status = {"busy": 0xA700}.get(answer, 0xC001)
