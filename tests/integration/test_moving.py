@@ -253,8 +253,8 @@ def test_what_changes_between_two_transactions_arrives(
 
     def progress(step: str, _done: int, _total: int) -> None:
         steps.append(step)
-        if len(steps) % 7 == 0:
-            change(worklist, len(steps) // 7)
+        if len(steps) % 14 == 0:
+            change(worklist, len(steps) // 14)
 
     with removal(urls, anchor=anchor, progress=progress) as moving:
         outcome = moving.run("operator")
