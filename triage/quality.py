@@ -146,9 +146,12 @@ class Quality:
         described : ndarray of float32, shape (576,)
         """
         ways = list(product(range(4), (False, True), (False, True)))
-        distances = self.novelty.distances(
-            np.stack([turned(described, q, mirrored=m, inverted=i) for q, m, i in ways])
-        )
+        # One by one: of all at once the numerical library makes work for several threads, which
+        # wait for each other thirty times as long where the cores have other work.
+        distances = [
+            float(self.novelty.distances(turned(described, q, mirrored=m, inverted=i)))
+            for q, m, i in ways
+        ]
         best = int(np.argmin(distances))
         if (
             distances[best] > self.novelty.threshold

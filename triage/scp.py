@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any, cast
@@ -106,6 +107,8 @@ TRANSFER_SYNTAXES = (
 
 UNCOMPRESSED = TRANSFER_SYNTAXES[:4]
 
+FIRST_BYTES = 65_536
+"""Of a data set; nearly every one comes to its pixels within them."""
 HEADER_BYTES = 4_000_000
 """The UIDs of a data set stand within so many bytes, and no more are looked at."""
 MOST_ITEMS = 20_000
@@ -547,19 +550,13 @@ class Receiver:
 def _understand(arriving: Arriving, syntax: UID, most: int) -> Instance:
     """The instance that a data set describes, without decoding its pixels."""
     try:
-        head = _inflated(arriving, most) if syntax.is_deflated else arriving.read(0, HEADER_BYTES)
-        items = head.count(LITTLE_ITEM if syntax.is_little_endian else BIG_ITEM)
-        if items > MOST_ITEMS:
-            raise DicomError(f"there are {items} sequence items in the header")
-        with _PARSING:
-            header = read_dataset(
-                BytesIO(head),
-                syntax.is_implicit_VR,
-                syntax.is_little_endian,
-                stop_when=lambda tag, _vr, _length: tag >= FIRST_PIXEL_TAG,
-                specific_tags=[Tag(keyword) for keyword in HEADER_KEYWORDS],
-            )
-            return Instance.of(header)
+        if syntax.is_deflated:
+            return Instance.of(_header(_inflated(arriving, most), syntax)[0])
+        with suppress(Exception):  # what it stumbles over may be the end of these bytes
+            header, whole = _header(arriving.read(0, FIRST_BYTES), syntax)
+            if whole or arriving.size <= FIRST_BYTES:
+                return Instance.of(header)
+        return Instance.of(_header(arriving.read(0, HEADER_BYTES), syntax)[0])
     except DicomError as error:
         raise _Refusal(CANNOT_UNDERSTAND, str(error), f"{error}: correct the console") from error
     except (_Refusal, SpoolError):
@@ -571,6 +568,35 @@ def _understand(arriving: Arriving, syntax: UID, most: int) -> Instance:
             "the data set cannot be decoded",
             f"the data set cannot be decoded ({type(error).__name__}): correct the console",
         ) from error
+
+
+def _header(head: bytes, syntax: UID) -> tuple[Dataset, bool]:
+    """What a data set says before its pixels, and whether it came to them.
+
+    Raises
+    ------
+    DicomError
+        It would take too much memory to read.
+    """
+    items = head.count(LITTLE_ITEM if syntax.is_little_endian else BIG_ITEM)
+    if items > MOST_ITEMS:
+        raise DicomError(f"there are {items} sequence items in the header")
+    pixels = False
+
+    def stop(tag: int, _vr: str | None, _length: int) -> bool:
+        nonlocal pixels
+        pixels = tag >= FIRST_PIXEL_TAG
+        return pixels
+
+    with _PARSING:
+        header = read_dataset(
+            BytesIO(head),
+            syntax.is_implicit_VR,
+            syntax.is_little_endian,
+            stop_when=stop,
+            specific_tags=[Tag(keyword) for keyword in HEADER_KEYWORDS],
+        )
+    return header, pixels
 
 
 def _inflated(arriving: Arriving, most: int) -> bytes:

@@ -45,6 +45,9 @@ LONGEST_PDU = 1_048_576
 AHEAD = 4 * MAXIMUM_PDU
 """Bytes that are read at once, of as many PDUs as have come."""
 
+_TAIL = 65_536
+"""Fewer bytes at once are the end of what a console has to say for now, and not its flood."""
+
 LONGEST_COMMAND = 65_536
 """Bytes of a command set (PS3.7 6.3); real ones have some hundred."""
 
@@ -465,6 +468,7 @@ class _Connection(AssociationSocket):  # type: ignore[misc]
         self._make_room(count)
         seconds = self.assoc.network_timeout
         deadline = time.monotonic() + seconds
+        received = 0
         try:
             with memoryview(self._buffer) as view:
                 while self._end - self._begin < count:
@@ -480,8 +484,8 @@ class _Connection(AssociationSocket):  # type: ignore[misc]
                 "network; what was not acknowledged comes again"
             )
             raise
-        if hasattr(socket, "TCP_QUICKACK"):
-            # Consoles that gather small packets (RFC 896) wait with the next for this receipt.
+        if received < _TAIL and hasattr(socket, "TCP_QUICKACK"):
+            # A console that gathers small packets (RFC 896) waits with the next for this receipt.
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
     def _make_room(self, count: int) -> None:

@@ -65,8 +65,9 @@ def test_memory_and_file_handles_of_the_receiver_are_flat(
     tally.fault("associations of the soak", count)
     # Handles first: what leaks them leaks memory, too.
     assert slope(handles)[1] < (0.0005 if FULL else 0.02), "handles for each association"
-    # In the short form the allocator has not settled; a leaked association is far more.
-    assert slope(memory)[1] < (100 if FULL else 8_000), "bytes for each association"
+    # An association that is leaked takes 570,000 bytes. The short form sees no less than a part of
+    # that: it has the garbage collector's saw teeth of 12 MB on it, whatever their length here.
+    assert slope(memory)[1] < (100 if FULL else 60_000), "bytes for each association"
     url = f"sqlite:///{service.home / 'worklist.sqlite'}"
     tally.holds(ledger.check(url, service.home / "spool", settled=False))
     service.stop()
