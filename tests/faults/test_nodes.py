@@ -5,7 +5,9 @@ says how many images.
 """
 
 import hashlib
+import re
 import select
+import signal
 import socket
 import struct
 import subprocess
@@ -115,6 +117,20 @@ class Node:
         process.kill()
         process.wait()
 
+    def stop(self) -> None:
+        """End it as the system does, once it is so far that it can be told to."""
+        process = self.service.process
+        if process is not None:
+            status = Path(f"/proc/{process.pid}/status")
+            caught = re.compile(r"^SigCgt:\s*(\w+)$", re.MULTILINE)
+
+            def listens() -> bool:
+                [mask] = caught.findall(status.read_text())
+                return bool(int(mask, 16) >> (signal.SIGTERM - 1) & 1)
+
+            assert until(listens, PATIENCE)
+            self.service.stop()
+
     def busy(self) -> bool:
         """Whether it has something in hand, as far as the database knows."""
         table = {"score": "items", "deliver": "deliveries"}.get(self.role)
@@ -215,7 +231,7 @@ def test_nothing_is_lost_and_nothing_done_twice_whichever_node_dies_or_is_cut_of
         )
         assert until(lambda: not ask(watch, left), PATIENCE), ask(watch, left)
         for node in nodes:
-            node.service.stop()
+            node.stop()
         findings = ledger.check(
             database.url,
             mirrored(s3, tmp_path),

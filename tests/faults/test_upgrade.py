@@ -4,6 +4,7 @@ Who comes first migrates; each then receives and scores beside the other. Older 
 the repository's history, newer code is this code with one more migration.
 """
 
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -49,6 +50,8 @@ def older(tmp_path: Path) -> Path:
     """The code of before schema 0014."""
     made = tmp_path / "older"
     made.mkdir()
+    if shutil.which("git") is None:
+        pytest.skip("git is not installed")
     packed = subprocess.run(
         ["git", "archive", BEFORE_NODES, "triage"], cwd=ROOT, capture_output=True, check=False
     )
