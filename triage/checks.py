@@ -115,7 +115,7 @@ def _queue(config: Config) -> str:
     worklist = Worklist(config.worklist_url)
     try:
         oldest = worklist.oldest_received()
-        failed = worklist.counts()[State.FAILED]
+        failed = worklist.counts([State.FAILED])[State.FAILED]
     finally:
         worklist.close()
     if oldest is not None and dt.datetime.now(dt.UTC) - oldest > LONGEST_WAIT:

@@ -97,7 +97,8 @@ def sent_singly(there: Address, paths: Sequence[Path]) -> float:
     began = time.perf_counter()
     for data, uid in datasets:
         with console(there) as on:
-            status = on.store(data, uid, DigitalXRayImageStorageForPresentation)
+            # storescp takes no more as it comes.
+            status = on.store(data, uid, DigitalXRayImageStorageForPresentation, most=16_000)
             assert status == 0, f"{there} answered {status}"
     return time.perf_counter() - began
 

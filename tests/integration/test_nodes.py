@@ -139,6 +139,27 @@ def test_a_bell_rings_for_a_commit_of_another_connection(postgres: str) -> None:
     engine.dispose()
 
 
+def test_a_glance_at_sqlite_sees_a_commit_of_another_connection(tmp_path: Path) -> None:
+    """Long before the next look would come anyway; without one it waits until that."""
+    url = f"sqlite:///{tmp_path / 'worklist.sqlite'}"
+    engine = open_engine(url, create=True)
+    migrate(engine)
+    worklist, stop = Worklist(url), threading.Event()
+    bell, short = worklist.bell(3_600.0), worklist.bell(0.05)
+    for each in (bell, short):
+        each.wait(stop)  # it knows from now on what was committed before
+    short.wait(stop)
+    waiting = threading.Thread(target=bell.wait, args=[stop], daemon=True)
+    waiting.start()
+    worklist.receive(arrival("1.2.77"))
+    waiting.join(60.0)
+    assert not waiting.is_alive()
+    for each in (bell, short):
+        each.close()
+    worklist.close()
+    engine.dispose()
+
+
 def test_both_ends_of_a_connection_notice_a_line_that_is_cut(postgres: str) -> None:
     """Long before the systems would by themselves; `make faults` cuts one."""
     engine = open_engine(postgres, create=False)

@@ -119,12 +119,13 @@ class Console:
         uid: str | bytes,
         sop_class: str = CR,
         context: int = 1,
+        most: int = 60_000,
     ) -> int | None:
-        """C-STORE a data set; the status, or ENDED."""
+        """C-STORE a data set in fragments of at most so many bytes; the status, or ENDED."""
         self.command(uid, sop_class, context)
-        for start in range(0, len(data), 60_000):
-            part = data[start : start + 60_000]
-            self.fragment(part, context, last=start + 60_000 >= len(data))
+        for start in range(0, len(data), most):
+            part = data[start : start + most]
+            self.fragment(part, context, last=start + most >= len(data))
         return self.status()
 
     def command(self, uid: str | bytes, sop_class: str = CR, context: int = 1) -> None:

@@ -42,6 +42,9 @@ Uid = Annotated[str, Path(max_length=64, pattern=r"^[0-9.]+$", description="SOP 
 MOST_PARKED = 50
 """Parked deliveries that the operator's view lists; the command lists all."""
 
+UNSETTLED = (State.RECEIVED, State.FAILED)
+"""States that the operator's view counts; the others grow with the years."""
+
 
 class _Answer(BaseModel):
     model_config = ConfigDict(extra="forbid")
@@ -218,6 +221,7 @@ class OperationsOut(_Answer):
     """Parts that no node runs, though exams need them."""
     model_version: str | None
     counts: dict[str, int]
+    """Of what is not settled: `RECEIVED`, which wait for a score, and `FAILED`."""
     oldest_waiting: dt.datetime | None
     deliveries: list[dict[str, Any]]
     parked: list[dict[str, Any]]
@@ -479,7 +483,7 @@ def operations(request: Request, _user: Operator) -> OperationsOut:
         parts=[_plain(each) for each in parts],
         missing=[role for role in needed if not any(p.runs and p.role == role for p in parts)],
         model_version=site.models.aliases().get(CHAMPION),
-        counts={str(state): count for state, count in worklist.counts().items()},
+        counts={str(state): count for state, count in worklist.counts(UNSETTLED).items()},
         oldest_waiting=worklist.oldest_received(),
         deliveries=[_plain(each) for each in worklist.deliveries.backlogs()],
         parked=[
