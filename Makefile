@@ -28,9 +28,8 @@ lint: $(VENV)/tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# In the order of the files: those with few and long tests would else come last, and alone.
 pytest: $(VENV)/tests $(VENV)/programs
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(PYTEST)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(PYTEST)
 
 # The fault suite in its long form, for hours; its short form (FAULTS=short) is a part of `test`.
 # Single amounts by FAULTS_..., see docs/reliability.md.
