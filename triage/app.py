@@ -65,7 +65,7 @@ if TYPE_CHECKING:
     from triage.retention import Removed
     from triage.scp import Door
     from triage.shadow import Pair
-    from triage.sharing import Shared as SharedFiles
+    from triage.sharing import SharedFiles
     from triage.sinks import Sink
     from triage.worklist.backfile import Applied
     from triage.worklist.drifts import Alarm

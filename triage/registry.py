@@ -23,13 +23,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from triage.admission import Population
-from triage.durable import make_folder, sync, write_whole
+from triage.durable import make_folder, sync
 from triage.errors import ModelError
 from triage.ledger import Entry, Ledger, LedgerFile, Pen
-from triage.store import Store
+from triage.store import Copied, Store
 
 FORMAT = 1
 """The version of ``model.json`` that this program writes and reads."""
@@ -265,7 +265,7 @@ class Registry:
 
     def _send(self, store: Store, file: Path, name: str) -> None:
         try:
-            store.keep(_Copy(file), f"{_MODELS}/{name}")
+            store.keep(Copied(lambda: file.open("rb")), f"{_MODELS}/{name}")
         except OSError as error:
             raise ModelError(f"{self._where(name)} cannot be written: {error.strerror}") from error
 
@@ -746,22 +746,6 @@ class Registry:
         if self._shared is not None:
             return
         _replace(self.folder / ALIASES, (json.dumps(aliases, indent=2) + "\n").encode("utf-8"))
-
-
-class _Copy:
-    """A file that is kept in a store and stays where it is."""
-
-    def __init__(self, file: Path) -> None:
-        self._file = file
-
-    def become(self, target: Path) -> None:
-        """Copy it, whole or not at all."""
-        with self._file.open("rb") as file:
-            write_whole(target, lambda made: shutil.copyfileobj(file, made))
-
-    def content(self) -> IO[bytes]:
-        """Open it."""
-        return self._file.open("rb")
 
 
 def _named(file: Path, content: bytes) -> str:

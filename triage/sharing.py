@@ -7,23 +7,20 @@ has nothing left to copy has verified everything.
 
 import hashlib
 import io
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
-from triage.durable import write_whole
 from triage.errors import SpoolError, SpoolOutage
 from triage.spool import data_digest
-from triage.store import Store
+from triage.store import Copied, Store
 
 PLACES = ("instances", "quarantine", "results")
 """What nodes share of a spool; what is arriving is each node's own."""
 
 
 @dataclass(frozen=True, slots=True)
-class Shared:
+class SharedFiles:
     """What was copied.
 
     Attributes
@@ -44,23 +41,7 @@ class Shared:
     damaged: tuple[str, ...]
 
 
-class _Held:
-    """A file of a store on its way into another one."""
-
-    def __init__(self, content: bytes) -> None:
-        self._content = content
-
-    def become(self, target: Path) -> None:
-        """Write it, whole or not at all."""
-        with self.content() as file:
-            write_whole(target, lambda made: shutil.copyfileobj(file, made))
-
-    def content(self) -> IO[bytes]:
-        """From memory."""
-        return io.BytesIO(self._content)
-
-
-def share(source: Store, target: Store, progress: Callable[[int], None]) -> Shared:
+def share(source: Store, target: Store, progress: Callable[[int], None]) -> SharedFiles:
     """Copy all files of a spool; called again it goes on.
 
     Parameters
@@ -89,7 +70,7 @@ def share(source: Store, target: Store, progress: Callable[[int], None]) -> Shar
             copied += _keep(target, name, content)
             files, size = files + 1, size + len(content)
             progress(files)
-    return Shared(files, copied, size, tuple(damaged))
+    return SharedFiles(files, copied, size, tuple(damaged))
 
 
 def _keep(target: Store, name: str, content: bytes) -> bool:
@@ -97,7 +78,7 @@ def _keep(target: Store, name: str, content: bytes) -> bool:
     try:
         new = target.size(name) != len(content)
         if new:
-            target.keep(_Held(content), name)
+            target.keep(Copied(lambda: io.BytesIO(content)), name)
         with target.open(name) as file:
             there = file.read()
     except SpoolOutage:

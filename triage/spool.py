@@ -13,7 +13,7 @@ import os
 import struct
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Literal
 
@@ -221,17 +221,14 @@ class Spool:
         SpoolError
             It is missing or cannot be read.
         """
-        try:
-            held = self.store.file(name_of(digest, place))
-            path = held.__enter__()
-        except OSError as error:
-            raise SpoolError(
-                f"{self.where(digest, place)} cannot be read: {error.strerror}"
-            ) from error
-        try:
+        with ExitStack() as held:
+            try:
+                path = held.enter_context(self.store.file(name_of(digest, place)))
+            except OSError as error:
+                raise SpoolError(
+                    f"{self.where(digest, place)} cannot be read: {error.strerror}"
+                ) from error
             yield path
-        finally:
-            held.__exit__(None, None, None)
 
     def remove(self, digest: str) -> None:
         """Remove an instance file for good, if it is there.

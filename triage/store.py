@@ -7,15 +7,16 @@ node, changes nothing. Nothing here therefore needs a lock, or a put that is con
 
 import io
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import IO, Protocol
 from urllib.parse import urlsplit
 
-from triage.durable import keep_folder, make_folder, sync
+from triage.durable import keep_folder, make_folder, sync, write_whole
 from triage.errors import SpoolError, SpoolOutage
 
 PATIENCE = timedelta(seconds=10)
@@ -42,6 +43,28 @@ class Coming(Protocol):
             The disk did not take it.
         """
         ...
+
+
+class Copied:
+    """What is copied into a store and stays where it came from.
+
+    Parameters
+    ----------
+    opened : callable
+        Gives all of it, opened for reading.
+    """
+
+    def __init__(self, opened: Callable[[], IO[bytes]]) -> None:
+        self._opened = opened
+
+    def become(self, target: Path) -> None:
+        """Copy it, whole or not at all."""
+        with self._opened() as file:
+            write_whole(target, lambda made: shutil.copyfileobj(file, made))
+
+    def content(self) -> IO[bytes]:
+        """Open it."""
+        return self._opened()
 
 
 class Store(Protocol):

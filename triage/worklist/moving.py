@@ -247,9 +247,8 @@ class Removal:
         found = revision(self._target)
         state = moving(self._target)
         if state is not None:
-            with self._reading(self._target, self._to) as connection:
-                theirs = connection.scalar(select(MOVES.c.id))
-            if state[0] is not Move.FILLING or theirs != self._identity():
+            theirs = self._identity(self._target, self._to)
+            if state[0] is not Move.FILLING or theirs != self._identity(self._source, self._from):
                 raise MoveError(
                     f"{self._to} belongs to another move ({state[0]}, {state[1]}), or to one that "
                     "was abandoned: give a database that is empty"
@@ -303,8 +302,9 @@ class Removal:
                         "correct it there"
                     )
 
-    def _identity(self) -> str | None:
-        with self._reading(self._source, self._from) as connection:
+    def _identity(self, engine: Engine, place: str) -> str | None:
+        """Which move a database belongs to."""
+        with self._reading(engine, place) as connection:
             if not inspect(connection).has_table(MOVE):
                 return None
             found = connection.scalar(select(MOVES.c.id))
@@ -316,7 +316,7 @@ class Removal:
         """Note changes from now on, and give the new database the tables."""
         if moving(self._target) is None:
             migrate(self._target)
-        identity = self._identity()
+        identity = self._identity(self._source, self._from)
         if identity is None:
             identity = uuid.uuid4().hex
             with self._writing(self._source, self._from) as connection:
@@ -514,11 +514,8 @@ class Removal:
 
     def _arrive_late(self, who: str) -> Outcome:
         """End a move that was ended between its last two steps, or say that it is done."""
-        state, theirs = moving(self._target), None
-        if state is not None:
-            with self._reading(self._target, self._to) as connection:
-                theirs = connection.scalar(select(MOVES.c.id))
-        if theirs is None or theirs != self._identity():
+        theirs = self._identity(self._target, self._to)
+        if theirs is None or theirs != self._identity(self._source, self._from):
             self._require_source()  # says where the site is
         self._arrive(who)
         return self._outcome(here=True)
