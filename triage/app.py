@@ -840,9 +840,8 @@ def _observe(config: Config, stop: threading.Event, telemetry: Telemetry, health
                 asked = time.monotonic()
                 _ask_fleet(config)
         except (WorklistError, ModelError, SpoolOutage) as error:
-            of = {ModelError: "model", SpoolOutage: "spool"}.get(type(error), "worklist")
+            of = telemetry.outage(error)
             log.warning("outage", action=f"{of}_unavailable", error=str(error))
-            telemetry.outages.labels(of).inc()
             stop.wait(OUTAGE_PAUSE)
 
 

@@ -21,6 +21,7 @@ from prometheus_client import (
 )
 
 from triage import __version__
+from triage.errors import ModelError, SpoolOutage, TriageError
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 """Upper ends of the histogram's bins: from a row in SQL to a PACS that does not answer."""
@@ -123,6 +124,13 @@ class Telemetry:
         )
         self.model = ""
         """The version that this process scores with; empty until one is loaded."""
+
+    def outage(self, error: TriageError) -> str:
+        """Count that something is not there that a part needs; what: model, spool or worklist."""
+        kinds = {"model": ModelError, "spool": SpoolOutage}
+        of = next((name for name, kind in kinds.items() if isinstance(error, kind)), "worklist")
+        self.outages.labels(of).inc()
+        return of
 
     def loaded(self, version: str) -> None:
         """Note which version this process scores with from now on."""

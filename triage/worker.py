@@ -19,8 +19,6 @@ POLL_SECONDS = 0.05
 
 OUTAGE_SECONDS = 2.0
 
-_WHAT = {ModelError: "model", SpoolOutage: "spool"}
-
 SETTLE_SECONDS = 50
 """So long one item may take, less than its lease: a decoder that hangs is a worker that died."""
 
@@ -83,9 +81,8 @@ class Worker:
                 if not self.step():
                     bell.wait(stop)
             except (WorklistError, ModelError, SpoolOutage) as error:
-                of = _WHAT.get(type(error), "worklist")
+                of = self._telemetry.outage(error)
                 self._log.error("outage", action=f"{of}_unavailable", error=str(error))
-                self._telemetry.outages.labels(of).inc()
                 inherited = False  # the claim that it broke off is our own
                 stop.wait(OUTAGE_SECONDS)
 
