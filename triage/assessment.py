@@ -104,8 +104,8 @@ class Assessor:
             if self.quality is None:
                 notes = (*notes, "NOVELTY_UNCHECKED")
             else:
-                notes = (*notes, *self.quality.findings(array))
-                novelty = self.quality.novelty.measure(array)
+                findings, novelty = self.quality.examine(array)
+                notes = (*notes, *findings)
         if novelty is not None and novelty > 1.0:
             explanation = f"the picture's novelty is {novelty:.2f}, of training data at most 1"
             return Assessment(None, "NOT_LIKE_TRAINING", explanation, notes, exposure, novelty)

@@ -77,9 +77,9 @@ def picture_hash(array: Array) -> str:
     A difference hash: whether each of 16 x 16 points is brighter than its right neighbour.
     :func:`same_picture` compares two.
     """
-    rows = np.array_split(array, _HASH_SIDE, axis=0)
-    means = [np.array_split(row.mean(axis=0), _HASH_SIDE + 1) for row in rows]
-    points = np.array([[part.mean() for part in row] for row in means])
+    rows = array.reshape(_HASH_SIDE, SIDE // _HASH_SIDE, SIDE).mean(axis=1)
+    starts = [part[0] for part in np.array_split(np.arange(SIDE), _HASH_SIDE + 1)]
+    points = np.add.reduceat(rows, starts, axis=1) / np.diff([*starts, SIDE])
     return np.packbits(points[:, :-1] > points[:, 1:]).tobytes().hex()
 
 
@@ -115,25 +115,37 @@ class Quality:
     turned_limit: float
 
     def findings(self, array: Array) -> tuple[str, ...]:
-        """Return the codes of ``docs/reasons.md``, section "Image quality findings".
+        """Return the codes that :meth:`examine` does."""
+        return self.examine(array)[0]
+
+    def examine(self, array: Array) -> tuple[tuple[str, ...], float]:
+        """Return the findings and the novelty.
 
         Parameters
         ----------
         array : ndarray of float32, shape (256, 256), 0.0 to 1.0
             If it is novel, only its orientation is judged: what is no chest has no lungs
             to cut off, but a chest that is upside down is novel, too.
+
+        Returns
+        -------
+        tuple of str
+            Codes of ``docs/reasons.md``, section "Image quality findings".
+        float
+            As :meth:`triage.novelty.Novelty.measure` gives it.
         """
         described = features(array)
+        novelty = float(self.novelty.distances(described)) / self.novelty.threshold
         codes = list(self.orientation(described))
-        if self.novelty.distances(described) > self.novelty.threshold:
-            return tuple(codes)
+        if novelty > 1.0:
+            return tuple(codes), novelty
         if (self.cut(described) > self.cut_limits).any():
             codes.append("LUNGS_CUT_OFF")
         if (clipped(array) > self.clipped_limits).any():
             codes.append("EXPOSURE_CLIPPED")
         if blur(array) > self.blur_limit:
             codes.append("BLURRED")
-        return tuple(codes)
+        return tuple(codes), novelty
 
     def orientation(self, described: Features) -> tuple[str, ...]:
         """Return ``ROTATED``, ``MIRRORED`` and ``INVERTED``, those that apply.
