@@ -1,9 +1,10 @@
 """Hostile PDUs: mutations of recorded ones, over real sockets."""
 
 import contextlib
+import errno
 import socket
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -43,10 +44,21 @@ def says(port: int, pdus: list[bytes]) -> None:
         with contextlib.suppress(ConnectionError):
             for pdu in pdus:
                 connection.sendall(pdu)
-            connection.shutdown(socket.SHUT_WR)
+            with cut_already():
+                connection.shutdown(socket.SHUT_WR)
         with contextlib.suppress(ConnectionError):
             while connection.recv(65_536):
                 pass
+
+
+@contextlib.contextmanager
+def cut_already() -> Iterator[None]:
+    """Put up with a connection that the other end has reset: this call makes an OSError of it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOTCONN:
+            raise
 
 
 def sockets(process: Path) -> int:
