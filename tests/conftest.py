@@ -96,6 +96,7 @@ class Service:
             "TRIAGE_DICOM_PORT": str(self.port),
             "TRIAGE_WEB_PORT": str(self.web_port),
             "TRIAGE_LOG_FORMAT": "json",
+            "TRIAGE_WORKERS": "1",  # a start costs a second of a core for each
             **self.settings,
         }
 

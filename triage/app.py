@@ -674,7 +674,10 @@ def score(config: Config, stop: threading.Event) -> None:
     from triage.worker import Worker
 
     _keep_memory()
-    with part_name(config, "worker") as name, observed(config, "score") as (telemetry, health):
+    with (
+        _numbered(config, "worker") as (name, number),
+        observed(config, "score", number) as (telemetry, health),
+    ):
         Worker(
             name,
             worklist(config),
@@ -974,7 +977,7 @@ ROLES: dict[str, Callable[[Config, threading.Event], None]] = {
 
 
 METRICS_PORTS = {role: number for number, role in enumerate(ROLES)}
-"""What is added to TRIAGE_METRICS_PORT, by role."""
+"""What is added to TRIAGE_METRICS_PORT, by role; further workers follow after the last."""
 
 
 @contextmanager
@@ -993,12 +996,21 @@ def telemetry_of(config: Config, part: str) -> Iterator[Telemetry]:
 
 
 @contextmanager
-def observed(config: Config, role: str) -> Iterator[tuple[Telemetry, Health]]:
-    """A part's telemetry and health, served on its port if there is one."""
+def observed(config: Config, role: str, number: int = 1) -> Iterator[tuple[Telemetry, Health]]:
+    """A part's telemetry and health, served on its port if there is one.
+
+    Parameters
+    ----------
+    config : Config
+    role : str
+    number : int
+        Of the processes with this role; from 1.
+    """
     with telemetry_of(config, role) as telemetry, ExitStack() as ends:
         health = Health(_needs(config, role, telemetry, ends))
         if config.metrics_port:
-            address = (config.metrics_host, config.metrics_port + METRICS_PORTS[role])
+            place = METRICS_PORTS[role] if number == 1 else len(METRICS_PORTS) + number - 2
+            address = (config.metrics_host, config.metrics_port + place)
             _register(config, role, telemetry, ends)
             try:
                 port = Port(address, health, telemetry.registry)
@@ -1091,11 +1103,13 @@ def serve(config: Config, roles: Sequence[str], *, supervised: bool) -> None:
         "commit": config.commitment_peers,
         "retrain": config.retrain_schedule,
     }
+    parts = [(role, role) for role in roles if has_work.get(role, True)]
+    if "score" in roles:
+        parts += [(f"score-{number}", "score") for number in range(2, config.workers + 1)]
     Supervisor(
         {
-            role: [sys.executable, "-m", "triage", "serve", "--roles", role, "--supervised"]
-            for role in roles
-            if has_work.get(role, True)
+            name: [sys.executable, "-m", "triage", "serve", "--roles", role, "--supervised"]
+            for name, role in parts
         },
         {"observe": OBSERVE_LATER},
     ).run(stop)
@@ -1198,6 +1212,13 @@ def part_name(config: Config, part: str) -> Iterator[str]:
     The name is the number of a locked file. A killed process's lock is free at once, so
     its successor gets the same name and with it the claims that the dead one held.
     """
+    with _numbered(config, part) as (name, _):
+        yield name
+
+
+@contextmanager
+def _numbered(config: Config, part: str) -> Iterator[tuple[str, int]]:
+    """As :func:`part_name`, with the number, which is this node's."""
     with ExitStack() as held:
         for number in range(1, MAX_WORKERS + 1):
             with suppress(BlockingIOError):
@@ -1207,7 +1228,8 @@ def part_name(config: Config, part: str) -> Iterator[str]:
             raise ServiceError(f"{MAX_WORKERS} {part}s run with {config.home} already")
         # Homes on one machine may share a database, and so may machines with one name.
         home = config.locks_folder.stat()
-        yield f"{socket.gethostname()[:64]}/{part}-{number}@{home.st_dev:x}-{home.st_ino:x}"
+        node = f"{home.st_dev:x}-{home.st_ino:x}"
+        yield f"{socket.gethostname()[:64]}/{part}-{number}@{node}", number
 
 
 @contextmanager

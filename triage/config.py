@@ -569,6 +569,14 @@ class Config(BaseModel):
         description="The same of its array, 256 x 256, for training; 0 is for ever.",
     )
 
+    workers: int = Field(
+        default=2,
+        ge=1,
+        le=64,
+        description="Scoring processes of `triage serve`; with two, an exam that keeps one busy "
+        "holds up no other. Each takes up to 400 MB.",
+    )
+
     metrics_host: str = Field(
         default="127.0.0.1",
         min_length=1,

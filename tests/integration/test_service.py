@@ -1,6 +1,7 @@
 """``triage serve`` as processes: what is killed, cut off, started twice or in the way."""
 
 import json
+import os
 import signal
 import socket
 import sqlite3
@@ -13,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from pydicom import Dataset, dcmread
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
@@ -21,8 +23,9 @@ from pynetdicom.sop_class import Verification
 from sqlalchemy import text
 
 from tests.builders import chest_radiograph, encoded, picture, radiograph, save
-from tests.conftest import SAMPLES, Service, wait_for
+from tests.conftest import SAMPLES, Service, free_port, wait_for
 from triage.admission import Population
+from triage.app import METRICS_PORTS
 from triage.assessment import Assessor
 from triage.identity import Instance
 from triage.pixels import Array
@@ -233,6 +236,32 @@ def test_a_signal_ends_everything_within_seconds(
     assert all(map(gone, parts))
     service.process = None
     assert not service.answers()
+
+
+def test_a_second_worker_goes_on_while_one_hangs(
+    new_service: Callable[..., Service], exams: list[Path]
+) -> None:
+    """As `triage serve` comes: two workers; what the dead one held is scored by its successor."""
+    base = free_port()
+    service = new_service(TRIAGE_WORKERS="2", TRIAGE_METRICS_PORT=str(base))
+    service.start("--roles", "receive,score")
+    for port in (base + METRICS_PORTS["score"], base + len(METRICS_PORTS)):
+        wait_for(lambda at=port: ready(at), 60)
+    hung = service.part("score")
+    os.kill(hung, signal.SIGSTOP)
+    list(send(exams, service.destination))
+    wait_for(lambda: count(service, "scores") >= len(exams) - 1, 60)
+    os.kill(hung, signal.SIGKILL)
+    wait_until_settled(service)
+    assert_each_is_scored_once(service, exams)
+
+
+def ready(port: int) -> bool:
+    """Whether the part whose metrics are there is ready."""
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/readyz", trust_env=False).status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 def test_a_restart_keeps_everything(new_service: Callable[..., Service], exams: list[Path]) -> None:
