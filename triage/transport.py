@@ -525,6 +525,18 @@ class _Association(Association):  # type: ignore[misc]
         self.acse_timeout = listener.ae.acse_timeout
         self.network_timeout = listener.ae.network_timeout
 
+    def run_reactor(self) -> None:
+        try:
+            super().run_reactor()
+        # A boundary: the library negotiates whatever a request can be decoded as.
+        except Exception as error:  # noqa: BLE001
+            self.dul.socket.tell(
+                f"its request is not what PS3.8 9.3.2 describes ({type(error).__name__}): see what "
+                "calls from there"
+            )
+            self.dul.socket.close()
+            self.dul.kill_dul()
+
     def _abort_blocking(self, block: bool = True) -> None:
         """Without waiting for the thread that this may run in."""
         super()._abort_blocking(block and threading.current_thread() is not self.dul)

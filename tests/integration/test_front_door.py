@@ -511,6 +511,25 @@ def test_a_hostile_pdu_ends_its_association_alone(hard_pressed: Service, what: s
     assert memory(hard_pressed) < 220_000_000
 
 
+def test_a_context_without_abstract_syntax_ends_its_association_alone(
+    hard_pressed: Service,
+) -> None:
+    """The library raises when it negotiates one; found by the fuzzer among 12,000 requests."""
+    before = len(told(hard_pressed, "association_aborted"))
+    with Console(hard_pressed.port, calling="HOSTILE") as good:
+        named = struct.pack(">xH", len(CR)) + CR.encode()
+        assert b"\x30" + named in good.request
+        bad = good.request.replace(b"\x30" + named, b"\x40" + named)  # as one more transfer syntax
+    with socket.create_connection(("127.0.0.1", hard_pressed.port), timeout=10.0) as connection:
+        connection.sendall(bad)
+        with contextlib.suppress(ConnectionError):
+            assert connection.recv(1) == b""
+    wait_for(lambda: len(told(hard_pressed, "association_aborted")) > before, seconds=10.0)
+    (line,) = told(hard_pressed, "association_aborted")[before:]
+    assert "PS3.8 9.3.2" in line["advice"]
+    assert told(hard_pressed, "thread_died") == []
+
+
 @pytest.mark.parametrize(
     ("what", "words"),
     [
