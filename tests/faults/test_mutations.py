@@ -173,7 +173,7 @@ BROKEN = [
             "scp.py",
             "        called = request.called_ae_title\n",
             "        called = request.called_ae_title\n"
-            "        self.__dict__.setdefault('leak', []).append(bytearray(b'x' * 40_000))\n",
+            "        self.__dict__.setdefault('leak', []).append(association)\n",
         ),
         "test_soak.py",
         "bytes for each association",
