@@ -32,54 +32,60 @@ from triage.worklist.tables import Item, ItemNote
 SIZES = (10_000, 1_000_000)
 RUNS = 31
 PATIENCE_MS = 10_000
-MIDDLE = "in the middle (cursor)"
 CHUNK = 5_000
-BEGAN = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 SPAN = dt.timedelta(days=300)
+"""So old is the oldest exam when the newest comes."""
 
-QUERIES: dict[str, dict[str, Any]] = {
-    "first page": {},
-    MIDDLE: {},
-    "unread": {"unread": True},
-    "read": {"unread": False},
-    "unread and flagged": {"unread": True, "flagged": True},
-    "not scored": {"state": "NOT_SCORED"},
-    "one console": {"console": "CR7"},
-    "view LL (1 in 20)": {"view": "LL"},
-    "a view that nobody sends": {"view": "XX"},
-    "flagged, a console, a view": {"flagged": True, "console": "CR7", "view": "LL"},
-    "flagged, a console, a view, a modality": {
-        "flagged": True,
-        "console": "CR7",
-        "view": "LL",
-        "modality": "CR",
-    },
-    "not scored, a console, a view": {"state": "NOT_SCORED", "console": "CR7", "view": "LL"},
-    "finding (1 in 50)": {"finding": "ROTATED"},
-    "finding (1 in 50), flagged, a console, a view": {
-        "finding": "ROTATED",
-        "flagged": True,
-        "console": "CR7",
-        "view": "LL",
-    },
-    "finding (1 in 10,000)": {"finding": "UPSIDE_DOWN"},
-    "a finding that nothing has": {"finding": "NEVER"},
-    "received on one day": {
-        "received_from": (BEGAN + SPAN / 2).isoformat(),
-        "received_to": (BEGAN + SPAN / 2 + dt.timedelta(days=1)).isoformat(),
-    },
-    "received on one day, unread": {
-        "received_from": (BEGAN + SPAN / 2).isoformat(),
-        "received_to": (BEGAN + SPAN / 2 + dt.timedelta(days=1)).isoformat(),
-        "unread": True,
-    },
-    "readers disagree": {"disagreement": True},
-    "search: accession number": {"q": "A0000007"},
-    "search: beginning of a name": {"q": "meier"},
-    "search: one letter": {"q": "m"},
-    "search: nothing found": {"q": "zzz"},
-}
-"""What is asked, by what the table calls it."""
+
+def queries(day: dt.datetime, middle: str | None) -> dict[str, dict[str, Any]]:
+    """What is asked, by what the table calls it.
+
+    Parameters
+    ----------
+    day : datetime
+        When the 24 hours begin whose exams are asked for.
+    middle : str, optional
+        A cursor.
+    """
+    one_day = {
+        "received_from": day.isoformat(),
+        "received_to": (day + dt.timedelta(days=1)).isoformat(),
+    }
+    return {
+        "first page": {},
+        "in the middle (cursor)": {"cursor": middle},
+        "unread": {"unread": True},
+        "read": {"unread": False},
+        "unread and flagged": {"unread": True, "flagged": True},
+        "not scored": {"state": "NOT_SCORED"},
+        "one console": {"console": "CR7"},
+        "view LL (1 in 20)": {"view": "LL"},
+        "a view that nobody sends": {"view": "XX"},
+        "flagged, a console, a view": {"flagged": True, "console": "CR7", "view": "LL"},
+        "flagged, a console, a view, a modality": {
+            "flagged": True,
+            "console": "CR7",
+            "view": "LL",
+            "modality": "CR",
+        },
+        "not scored, a console, a view": {"state": "NOT_SCORED", "console": "CR7", "view": "LL"},
+        "finding (1 in 50)": {"finding": "ROTATED"},
+        "finding (1 in 50), flagged, a console, a view": {
+            "finding": "ROTATED",
+            "flagged": True,
+            "console": "CR7",
+            "view": "LL",
+        },
+        "finding (1 in 10,000)": {"finding": "UPSIDE_DOWN"},
+        "a finding that nothing has": {"finding": "NEVER"},
+        "received on one day": one_day,
+        "received on one day, unread": one_day | {"unread": True},
+        "readers disagree": {"disagreement": True},
+        "search: accession number": {"q": "A0000007"},
+        "search: beginning of a name": {"q": "meier"},
+        "search: one letter": {"q": "m"},
+        "search: nothing found": {"q": "zzz"},
+    }
 
 
 COPIED = ("unread", "rank_at", "modality", "view_position", "calling_ae_title")
@@ -87,12 +93,13 @@ COPIED = ("unread", "rank_at", "modality", "view_position", "calling_ae_title")
 
 
 def rows(count: int) -> Iterator[list[dict[str, Any]]]:
-    """Items as a year of a hospital leaves them: most read, some waiting."""
+    """Items as most of a year leaves them, until now: most read, some waiting."""
     chance = random.Random(count)  # the same exams each time
+    newest = dt.datetime.now(dt.UTC)
     names = ("Meier", "Smith", "Kowalski", "Yamada", "Okafor", "Dubois", "Rossi", "Novak")
     made: list[dict[str, Any]] = []
     for number in range(count):
-        received = BEGAN + SPAN * (number / count)
+        received = newest - SPAN * ((count - 1 - number) / count)
         scored = chance.random() > 0.05
         flagged = chance.random() < 0.2 if scored else None
         read = scored and chance.random() < 0.95
@@ -195,15 +202,18 @@ def fill(url: str, count: int) -> None:
 
 
 @contextmanager
-def site(url: str, count: int) -> Iterator[tuple[Visitor, str]]:
-    """Somebody who has signed in at a full site, and a cursor to the middle of it."""
+def site(url: str, count: int) -> Iterator[tuple[Visitor, dict[str, dict[str, Any]]]]:
+    """Somebody who has signed in at a full site, and what to ask there."""
     fill(url, count)
     worklist = Worklist(url)
     with worklist._transaction() as session:
+        # A database that was kept is as old as it is: its own newest exam counts.
+        newest = session.scalars(select(func.max(Item.received_at))).one()
+        half = newest - SPAN / 2
         middle = _cursor(
             session.scalars(
                 select(Item)
-                .where(Item.unread.is_(False), Item.rank_at >= BEGAN + SPAN / 2)
+                .where(Item.unread.is_(False), Item.rank_at >= half)
                 .order_by(Item.rank_at, Item.id)
                 .limit(1)
             ).one()
@@ -214,7 +224,7 @@ def site(url: str, count: int) -> Iterator[tuple[Visitor, str]]:
         Visitor(address) as visitor,
     ):
         visitor.sign_in("bench")
-        yield visitor, middle
+        yield visitor, queries(half, middle)
     worklist.close()
 
 
@@ -236,13 +246,12 @@ def main(few: str, many: str, sizes: tuple[int, int]) -> None:
     with site(few, sizes[0]) as small, site(many, sizes[1]) as large:
         click.echo(f"| asked for | {sizes[0]:,} | {sizes[1]:,} | ratio | exams on the page |")
         click.echo("|---|---|---|---|---|")
-        for name, query in QUERIES.items():
+        for name in small[1]:
             times: tuple[list[float], list[float]] = ([], [])
             exams = [0, 0]
             for _ in range(RUNS):
-                for at, (visitor, middle) in enumerate((small, large)):
-                    cursor = {"cursor": middle} if name == MIDDLE else {}
-                    took, exams[at] = measure(visitor, query | cursor)
+                for at, (visitor, asked) in enumerate((small, large)):
+                    took, exams[at] = measure(visitor, asked[name])
                     times[at].append(took)
                 if sum(times[1]) > PATIENCE_MS:
                     break

@@ -22,7 +22,7 @@ from typing import Any
 import click
 from sqlalchemy import Connection, func, select
 
-from tests.benchmarks.lists import MIDDLE, QUERIES
+from tests.benchmarks.lists import queries
 from triage.web.api import UNSETTLED
 from triage.worklist import Worklist
 from triage.worklist.queries import Filter
@@ -185,7 +185,7 @@ def _taken_down(connection: Connection) -> tuple[list[str], list[str]]:
 def measurements(url: str, count: int) -> dict[str, Callable[[], object]]:
     """What is measured, by what the table calls it."""
     worklist = Worklist(url)
-    day = dt.datetime.now(dt.UTC) - dt.timedelta(days=10)
+    day = dt.datetime.now(dt.UTC) - dt.timedelta(days=10)  # both databases have it
     cursor = worklist.queries.page(Filter(unread=False), 100).next
     found: dict[str, Callable[[], object]] = {
         "claim for scoring": lambda: _claimed(worklist),
@@ -199,20 +199,19 @@ def measurements(url: str, count: int) -> dict[str, Callable[[], object]]:
         "dashboard, 30 days of one console": lambda: worklist.statistics.figures(30, "CR7"),
         "operations: counts of the unsettled": lambda: worklist.counts(UNSETTLED),
     }
-    for name, asked in QUERIES.items():
-        wanted, at = _filter(asked, day), None
-        if name == MIDDLE:
-            wanted, at = Filter(unread=False), cursor
-        found[f"page: {name}"] = partial(worklist.queries.page, wanted, 100, at, "reader1")
+    for name, asked in queries(day, cursor).items():
+        found[f"page: {name}"] = partial(
+            worklist.queries.page, _filter(asked), 100, asked.get("cursor"), "reader1"
+        )
     return found
 
 
-def _filter(asked: dict[str, Any], day: dt.datetime) -> Filter:
-    """The filter of a request; days are among those that both databases have."""
+def _filter(asked: dict[str, Any]) -> Filter:
+    """The filter of a request."""
     named = {"q": "search"}
-    values = {named.get(key, key): value for key, value in asked.items()}
-    if "received_from" in values:
-        values |= {"received_from": day, "received_to": day + dt.timedelta(days=1)}
+    values = {named.get(key, key): value for key, value in asked.items() if key != "cursor"}
+    for end in {"received_from", "received_to"} & values.keys():
+        values[end] = dt.datetime.fromisoformat(values[end])
     return Filter(**values)
 
 
