@@ -311,12 +311,38 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return emptied(request.getfixturevalue("postgres"))
 
 
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], None]:
+    """Bring an empty database to the newest schema, as a copy of one that was migrated."""
+    original = tmp_path_factory.mktemp("migrated") / "worklist.sqlite"
+
+    def migrate_all(url: str) -> None:
+        engine = open_engine(url, create=True)
+        migrate(engine)
+        engine.dispose()
+
+    def copy(url: str) -> None:
+        if url.startswith("sqlite"):
+            if not original.exists():
+                migrate_all(f"sqlite:///{original}")
+            shutil.copyfile(original, url.removeprefix("sqlite:///"))
+            return
+        server, _, name = url.rpartition("/")
+        with psycopg.connect(f"{server}/template1", autocommit=True) as connection:
+            there = "SELECT 1 FROM pg_database WHERE datname = 'migrated'"
+            if connection.execute(there).fetchone() is None:
+                connection.execute("CREATE DATABASE migrated")
+                migrate_all(f"{server}/migrated")
+            connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+            connection.execute(f"CREATE DATABASE {name} TEMPLATE migrated STRATEGY file_copy")
+
+    return copy
+
+
 @pytest.fixture
-def worklist(database_url: str) -> Iterator[Worklist]:
+def worklist(database_url: str, migrated: Callable[[str], None]) -> Iterator[Worklist]:
     """An empty worklist, once in SQLite and once in PostgreSQL."""
-    engine = open_engine(database_url, create=True)
-    migrate(engine)
-    engine.dispose()
+    migrated(database_url)
     opened = Worklist(database_url)
     yield opened
     opened.close()

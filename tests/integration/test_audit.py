@@ -16,7 +16,6 @@ from sqlalchemy.exc import DBAPIError
 from triage.errors import AuditBroken, WorklistError
 from triage.worklist import Worklist
 from triage.worklist.audit import Action, record
-from triage.worklist.schema import migrate, open_engine
 from triage.worklist.tables import Item
 
 
@@ -27,11 +26,9 @@ def anchor(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def kept(database_url: str, anchor: Path) -> Iterator[Worklist]:
+def kept(database_url: str, anchor: Path, migrated: Callable[[str], None]) -> Iterator[Worklist]:
     """A worklist whose trail has five rows and an anchor."""
-    engine = open_engine(database_url, create=True)
-    migrate(engine)
-    engine.dispose()
+    migrated(database_url)
     worklist = Worklist(database_url, (), anchor)
     for number in range(5):
         worklist.audit.record("reader", Action.SAW_EXAM, f"1.2.{number}", {"n": number})

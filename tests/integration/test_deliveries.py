@@ -2,7 +2,7 @@
 
 import datetime as dt
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -15,7 +15,7 @@ from triage.scoring import Score
 from triage.worklist import Arrival, Worklist
 from triage.worklist.deliveries import DeliveryState, ResultKind, Route
 from triage.worklist.readings import Said
-from triage.worklist.schema import migrate, open_engine
+from triage.worklist.schema import open_engine
 
 ALL = tuple(ResultKind)
 ROUTES = (Route("pacs", ALL), Route("ris", (ResultKind.FINDING, ResultKind.READING)))
@@ -24,11 +24,9 @@ MOST = 3
 
 
 @pytest.fixture
-def worklist(database_url: str) -> Iterator[Worklist]:
+def worklist(database_url: str, migrated: Callable[[str], None]) -> Iterator[Worklist]:
     """An empty worklist with two destinations, once in SQLite and once in PostgreSQL."""
-    engine = open_engine(database_url, create=True)
-    migrate(engine)
-    engine.dispose()
+    migrated(database_url)
     opened = Worklist(database_url, ROUTES)
     yield opened
     opened.close()
@@ -299,11 +297,11 @@ def test_the_list_is_newest_first_and_limited(worklist: Worklist) -> None:
     assert [record.id for record in worklist.deliveries.records(limit=2)] == ids[:2]
 
 
-def test_without_destinations_nothing_is_made(database_url: str) -> None:
+def test_without_destinations_nothing_is_made(
+    database_url: str, migrated: Callable[[str], None]
+) -> None:
     """The default."""
-    engine = open_engine(database_url, create=True)
-    migrate(engine)
-    engine.dispose()
+    migrated(database_url)
     worklist = Worklist(database_url)
     enter(worklist, "1.1")
     worklist.readings.add("1.1", Said("confirmed", "R"))
