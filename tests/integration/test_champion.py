@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from sample_dicom.draw import chest
+from tests.here import training_here
 from training.augment import blinded, grafted, varied
 from training.calibrate import calibrate, calibration_error, choose_threshold
 from training.dataset import CLASSES, read_folder
@@ -49,24 +50,36 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def training(command: str, *options: object) -> subprocess.CompletedProcess[str]:
+def training(*line: object) -> subprocess.CompletedProcess[str]:
     """Run ``python -m training``."""
-    line = [sys.executable, "-m", "training", command, *map(str, options)]
-    return subprocess.run(line, capture_output=True, text=True, check=False, timeout=600)
+    return subprocess.run(
+        [sys.executable, "-m", "training", *map(str, line)],
+        capture_output=True, text=True, check=False, timeout=600,
+    )  # fmt: skip
+
+
+def folds(folder: Path, out: Path, *more: object) -> tuple[object, ...]:
+    """The command of two folds of one epoch, unless ``more`` says otherwise."""
+    options = ("--data", folder, "--seed", 3, "--folds", 2, "--epochs", 1, "--out", out, *more)
+    return "crossvalidate", *options
 
 
 def crossvalidate(folder: Path, out: Path, *more: object) -> subprocess.CompletedProcess[str]:
     """Two folds of one epoch, unless ``more`` says otherwise."""
-    options = ("--data", folder, "--seed", 3, "--folds", 2, "--epochs", 1, "--out", out, *more)
-    return training("crossvalidate", *options)
+    return training(*folds(folder, out, *more))
+
+
+def whole(folder: Path, out: Path, *more: object) -> tuple[object, ...]:
+    """The command that fits on all patients."""
+    options = ("--data", folder, "--architecture", "efficientnet_lite0", "--seed", 3)
+    return "fit", *options, "--out", out, *more
 
 
 def fit(
     folder: Path, crossvalidated: Path, out: Path, *more: object
 ) -> subprocess.CompletedProcess[str]:
     """Fit on all patients."""
-    options = ("--data", folder, "--architecture", "efficientnet_lite0", "--seed", 3)
-    return training("fit", *options, "--crossvalidated", crossvalidated, "--out", out, *more)
+    return training(*whole(folder, out, "--crossvalidated", crossvalidated, *more))
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +147,8 @@ def test_a_fold_s_network_can_be_the_version(
     folder: Path, crossvalidated: Path, version: ModelVersion, tmp_path: Path
 ) -> None:
     """Without training; then its own figures are of the patients that its fold held out."""
-    beyond = fit(folder, crossvalidated, tmp_path / "model", "--fold", 3)
+    given = ("--crossvalidated", crossvalidated, "--fold", 3)
+    beyond = training_here(*whole(folder, tmp_path / "model", *given))
     assert beyond.returncode == 1
     assert "has 2 folds" in beyond.stderr
     done = fit(folder, crossvalidated, tmp_path / "model", "--fold", 1)
@@ -203,11 +217,11 @@ def test_stress_tells_every_change(
     seen = tmp_path / "seen.toml"
     seen.write_text('"train/NORMAL/nobody.jpeg" = "nothing"')
     more = ("--crossvalidated", crossvalidated, "--into", tmp_path / "told")
-    strange = training("stress", *options, *more, "--seen", seen)
+    strange = training_here("stress", *options, *more, "--seen", seen)
     assert strange.returncode == 1
     assert "nobody.jpeg is not among the worst failures" in strange.stderr
     assert "gamma" not in strange.stderr
-    without = training("stress", *options)
+    without = training_here("stress", *options)
     assert without.returncode == 1
     assert "--crossvalidated" in without.stderr
 
@@ -281,7 +295,7 @@ def test_what_cannot_be_cross_validated_ends_in_one_line(
         (copy / damage).write_text("{ damaged")
         if "out_of_fold" not in damage:
             (copy / "fold1" / "network.xml").unlink()
-    done = crossvalidate(folder, copy, *more)
+    done = training_here(*folds(folder, copy, *more))
     assert done.returncode == 1, done.stdout
     assert words in done.stderr
     assert "Traceback" not in done.stderr
@@ -295,14 +309,13 @@ def test_a_fit_needs_a_finished_crossvalidation_of_its_own_data(
     done = fit(folder, tmp_path / "nothing", tmp_path / "model")
     assert done.returncode == 1
     assert "run crossvalidate first" in done.stderr
-    options = ("--data", folder, "--architecture", "efficientnet_lite0", "--seed", 3)
-    done = training("fit", *options, "--out", tmp_path / "model")
+    done = training_here(*whole(folder, tmp_path / "model"))
     assert done.returncode == 1
     assert "run crossvalidate, then fit" in done.stderr
     copy = tmp_path / "data"
     shutil.copytree(folder, copy)
     (copy / "train" / "NORMAL" / "IM-0000-0000.jpeg").unlink()
-    done = fit(copy, crossvalidated, tmp_path / "model")
+    done = training_here(*whole(copy, tmp_path / "model", "--crossvalidated", crossvalidated))
     assert done.returncode == 1
     assert "differs in snapshot" in done.stderr
 

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from sample_dicom.draw import chest
+from tests.here import training_here
 from training.dataset import CLASSES, patient_of, read_folder
 from triage.errors import DataError
 from triage.network import Network
@@ -41,18 +42,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def train(data: Path, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
+def train(data: Path, out: Path) -> subprocess.CompletedProcess[str]:
     """Run ``python -m training fit``."""
     return subprocess.run(
-        [*command(data, out), *more], capture_output=True, text=True, check=False, timeout=600
+        command(data, out), capture_output=True, text=True, check=False, timeout=600
     )
 
 
 def command(data: Path, out: Path, architecture: str = "final_model") -> list[str]:
     """The command line of a run of two epochs."""
+    return [sys.executable, "-m", "training", *fit(data, out, architecture)]
+
+
+def fit(data: Path, out: Path, architecture: str = "final_model") -> list[str]:
+    """What is said to ``training`` for it."""
     return [
-        sys.executable, "-m", "training", "fit", "--data", str(data), "--architecture",
-        architecture, "--seed", "3", "--epochs", "2", "--out", str(out),
+        "fit", "--data", str(data), "--architecture", architecture, "--seed", "3",
+        "--epochs", "2", "--out", str(out),
     ]  # fmt: skip
 
 
@@ -189,7 +195,7 @@ def broken(folder: Path, to: Path, damage: str) -> Path:
 )
 def test_bad_data_ends_in_one_line(damage: str, words: str, folder: Path, tmp_path: Path) -> None:
     """What is wrong and where, exit status 1, no traceback, before any epoch."""
-    done = train(broken(folder, tmp_path / "data", damage), tmp_path / "model")
+    done = training_here(*fit(broken(folder, tmp_path / "data", damage), tmp_path / "model"))
     assert done.returncode == 1
     assert words in done.stderr
     assert "Traceback" not in done.stderr
@@ -239,7 +245,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(
         build(file).save(checkpoint / "last.keras")
     elif file:
         (checkpoint / file).write_text("{ damaged")
-    done = train(folder, tmp_path / "model")
+    done = training_here(*fit(folder, tmp_path / "model"))
     assert done.returncode == 1
     assert words in done.stderr
     assert "remove" in done.stderr
@@ -249,7 +255,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(
 def test_a_finished_version_is_not_overwritten(folder: Path, finished: Path) -> None:
     """Versions never change."""
     before = (finished / "model.json").read_bytes()
-    done = train(folder, finished)
+    done = training_here(*fit(folder, finished))
     assert done.returncode == 1
     assert "already holds a finished model version" in done.stderr
     assert (finished / "model.json").read_bytes() == before
