@@ -15,7 +15,7 @@ from pydicom import Dataset, dcmread
 
 from sample_dicom.draw import Exam, as_dx
 from tests.builders import encoded
-from tests.conftest import SAMPLES, Service, wait_for
+from tests.conftest import MEMORY, SAMPLES, Service, wait_for
 from tests.web import PASSWORD, account
 from triage import app
 from triage.config import Config
@@ -42,9 +42,6 @@ VIEWER = "https://viewer.invalid/open?study={study_instance_uid}&accession={acce
 """The site's own."""
 
 EXAMS = 1_000
-
-MEMORY = Path("/dev/shm")
-"""A file system in memory, on Linux."""
 
 
 def filled(config: Config, exams: int = EXAMS) -> None:

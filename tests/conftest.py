@@ -33,6 +33,9 @@ __all__ = ["pytest_terminal_summary"]  # a hook; xdist's controller loads no oth
 ROOT = Path(__file__).parent.parent
 SAMPLES = ROOT / "sample_dicom"
 
+MEMORY = Path("/dev/shm")
+"""A file system in memory, on Linux."""
+
 PYDICOM_DATA = Path(data_store.__file__).parent / "data"
 """The files of the package pydicom-data; RG1 and RG3 are computed radiographs."""
 
@@ -44,6 +47,11 @@ def pydicom_files() -> list[Path]:
     """
     folders = (Path(pydicom.data.__file__).parent, PYDICOM_DATA)
     return sorted(path for folder in folders for path in folder.rglob("*") if path.is_file())
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are processors: a good third of the time tests wait for something."""
+    return len(os.sched_getaffinity(0)) + 1
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -304,11 +312,18 @@ def emptied(url: str) -> str:
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URL of an empty database, once in SQLite and once in PostgreSQL."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'worklist.sqlite'}"
-    return emptied(request.getfixturevalue("postgres"))
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of an empty database, once in SQLite and once in PostgreSQL.
+
+    Neither waits for a disk: what survives losing power has tests of its own in tests/faults.
+    """
+    if request.param == "postgresql":
+        yield emptied(request.getfixturevalue("postgres"))
+    elif MEMORY.is_dir():
+        with tempfile.TemporaryDirectory(prefix="triage-sqlite-", dir=MEMORY) as folder:
+            yield f"sqlite:///{folder}/worklist.sqlite"
+    else:
+        yield f"sqlite:///{tmp_path / 'worklist.sqlite'}"
 
 
 @pytest.fixture(scope="session")
