@@ -39,8 +39,11 @@ def _sync_file_range() -> Callable[..., int] | None:
 
 def make_folder(folder: Path) -> None:
     """Make a folder, for this user only, whose entry in its parent is on the disk, too."""
-    if folder.is_dir():
-        return
+    if not folder.is_dir():
+        _make(folder)
+
+
+def _make(folder: Path) -> None:
     make_folder(folder.parent)
     folder.mkdir(mode=0o700, exist_ok=True)
     sync(folder.parent)
@@ -52,7 +55,9 @@ def keep_folder(folder: Path) -> None:
     One that is there may come from a process that died, or from a thread that runs, between
     making it and syncing its parent.
     """
-    make_folder(folder)
+    if not folder.is_dir():
+        _make(folder)
+        return
     # Somebody who may use a folder need not be allowed to read the one it is in.
     with suppress(PermissionError):
         sync(folder.parent)

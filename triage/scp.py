@@ -6,6 +6,7 @@ and a line in the log that tells an administrator which side to fix.
 """
 
 import ssl
+import struct
 import sys
 import threading
 import time
@@ -18,7 +19,7 @@ from typing import Any, cast
 import structlog
 from pydicom import Dataset
 from pydicom.filereader import read_dataset
-from pydicom.tag import Tag
+from pydicom.tag import BaseTag, Tag
 from pydicom.uid import (
     HTJ2K,
     JPEG2000,
@@ -42,14 +43,13 @@ from pydicom.uid import (
     RLELossless,
     SecondaryCaptureImageStorage,
 )
-from pynetdicom import AE, evt
-from pynetdicom.dsutils import create_file_meta, encode_file_meta
+from pynetdicom import AE, PYNETDICOM_IMPLEMENTATION_UID, PYNETDICOM_IMPLEMENTATION_VERSION, evt
 from pynetdicom.events import Event
 from pynetdicom.sop_class import StorageCommitmentPushModel, Verification
 
 from triage.commitment import Refused, requested
 from triage.errors import DicomError, ServiceError, SpoolError, WorklistError
-from triage.identity import HEADER_KEYWORDS, Instance
+from triage.identity import HEADER_KEYWORDS, Instance, text, valid_uid
 from triage.peers import Peer, admits, is_loopback
 from triage.pixels import JPEG_PROGRESSIVE
 from triage.spool import Arriving, Spool
@@ -117,8 +117,15 @@ LITTLE_ITEM, BIG_ITEM = b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00"
 """Item (FFFE,E000)."""
 INFLATED_AT_ONCE = 65_536
 
+_META_ELEMENT, _META_LENGTH = struct.Struct("<HH2sH"), struct.Struct("<HH2sHI")
+"""Headers of elements in Explicit VR Little Endian (PS3.5 7.1.2); the second with its value."""
+_META_VERSION = bytes.fromhex("0200 0100") + b"OB" + bytes.fromhex("0000 02000000 0001")
+"""File Meta Information Version (0002,0001)."""
+
 _PARSING = threading.Lock()
 """One header at a time: in parallel they are no faster, and a hostile one takes memory."""
+
+_HEADER_TAGS: list[BaseTag | int] = [Tag(keyword) for keyword in HEADER_KEYWORDS]
 
 FIRST_PIXEL_TAG = 0x7FE0_0008
 """Float Pixel Data; Pixel Data (7FE0,0010) follows."""
@@ -388,17 +395,12 @@ class Receiver:
 
     def _opened(self, command: Dataset, syntax: UID) -> Arriving:
         """Where a data set goes while it arrives."""
-        try:
-            meta = create_file_meta(
-                sop_class_uid=UID(command.AffectedSOPClassUID),
-                sop_instance_uid=UID(command.AffectedSOPInstanceUID),
-                transfer_syntax=syntax,
-            )
-            return self._spool.arriving(bytes(128) + b"DICM" + encode_file_meta(meta))
-        # A boundary: pydicom raises what it likes. What comes will not be kept: it cannot be
-        # the instance that such a command names.
-        except Exception:  # noqa: BLE001
+        # The first value of each: the library takes no other.
+        sop_class, uid = (text(command, f"AffectedSOP{what}UID") for what in ("Class", "Instance"))
+        if not (valid_uid(sop_class) and valid_uid(uid)):
+            # What comes will not be kept: it cannot be the instance that such a command names.
             return self._spool.arriving()
+        return self._spool.arriving(_beginning(sop_class, uid, syntax))
 
     def _store(self, event: Event) -> int | Dataset:
         """Answer a C-STORE (PS3.4 B.2): the boundary between errors and statuses."""
@@ -547,6 +549,33 @@ class Receiver:
         return answer
 
 
+def _beginning(sop_class: str, uid: str, syntax: str) -> bytes:
+    """What a file has before its data set (PS3.10 7.1); by the library it takes ten times as long.
+
+    Parameters
+    ----------
+    sop_class, uid, syntax : str
+        Valid UIDs.
+    """
+    group = b"".join(
+        _META_ELEMENT.pack(2, element, vr, len(value)) + value
+        for element, vr, value in (
+            (0x0002, b"UI", _even(sop_class)),
+            (0x0003, b"UI", _even(uid)),
+            (0x0010, b"UI", _even(syntax)),
+            (0x0012, b"UI", _even(PYNETDICOM_IMPLEMENTATION_UID)),
+            (0x0013, b"SH", _even(PYNETDICOM_IMPLEMENTATION_VERSION, " ")),
+        )
+    )
+    rest = _META_VERSION + group
+    return bytes(128) + b"DICM" + _META_LENGTH.pack(2, 0, b"UL", 4, len(rest)) + rest
+
+
+def _even(value: str, padding: str = "\0") -> bytes:
+    """A value as PS3.5 6.2 and 9.1 encode it."""
+    return (value + padding if len(value) % 2 else value).encode("ascii")
+
+
 def _understand(arriving: Arriving, syntax: UID, most: int) -> Instance:
     """The instance that a data set describes, without decoding its pixels."""
     try:
@@ -594,7 +623,7 @@ def _header(head: bytes, syntax: UID) -> tuple[Dataset, bool]:
             syntax.is_implicit_VR,
             syntax.is_little_endian,
             stop_when=stop,
-            specific_tags=[Tag(keyword) for keyword in HEADER_KEYWORDS],
+            specific_tags=_HEADER_TAGS,
         )
     return header, pixels
 

@@ -29,6 +29,9 @@ PART = 524_288
 """Bytes of a data set that are hashed and written at once: they stay in the processor's cache, and
 what is done for each fragment of a console's is not worth its system calls."""
 
+WRITTEN_AT_ONCE = 4 * PART
+"""Bytes that the disk is asked to begin with at once: more often costs more than it saves."""
+
 _META_START = 132
 _META_LENGTH = struct.Struct("<HH2sHI")
 """File Meta Information Group Length (0002,0000), the first element after the preamble."""
@@ -291,6 +294,8 @@ class Arriving:
     def __init__(self, folder: Path, meta: bytes) -> None:
         self._start, self._hash, self.size = len(meta), hashlib.sha256(), 0
         """The data set's bytes up to now."""
+        self._asked = 0
+        """How many of them when the disk was last asked to begin."""
         self._part = bytearray()
         """What is gathered until it is worth a system call."""
         self._descriptor = -1
@@ -394,7 +399,9 @@ class Arriving:
             except OSError as error:
                 self._fail(error)
             else:
-                begin_writing(self._descriptor)
+                if self.size - self._asked >= WRITTEN_AT_ONCE:
+                    begin_writing(self._descriptor)
+                    self._asked = self.size
 
     def _append(self, content: bytes | bytearray | memoryview) -> None:
         written = os.write(self._descriptor, content)

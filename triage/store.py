@@ -165,8 +165,9 @@ class Folder:
             return
         below = folder.relative_to(self._folder).parents
         for level in (*(self._folder / each for each in reversed(below)), folder):
-            keep_folder(level)
-        self._certain.add(folder)
+            if level not in self._certain or not level.is_dir():
+                keep_folder(level)
+                self._certain.add(level)
 
     def open(self, name: str) -> IO[bytes]:
         """Open a file."""

@@ -28,6 +28,7 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
     generate_uid,
 )
+from pynetdicom.dsutils import create_file_meta, encode_file_meta
 from sqlalchemy import text
 
 from tests.builders import encoded, picture, radiograph, save
@@ -560,7 +561,13 @@ def test_every_sample_is_kept_as_it_was_sent(running: Running) -> None:
     for file in kept:
         assert file.stem == digest_of(data_of(file.read_bytes()))
         read = dcmread(file)
-        assert read.file_meta.MediaStorageSOPInstanceUID == read.SOPInstanceUID
+        meta = create_file_meta(
+            sop_class_uid=read.SOPClassUID,
+            sop_instance_uid=read.SOPInstanceUID,
+            transfer_syntax=read.file_meta.TransferSyntaxUID,
+        )
+        beginning = bytes(128) + b"DICM" + encode_file_meta(meta)
+        assert file.read_bytes().startswith(beginning + data_of(file.read_bytes())[:64])
 
 
 @on_sqlite
@@ -582,6 +589,23 @@ def test_odd_but_legal_bytes_are_kept(running: Running) -> None:
         assert console.store(data, uid) == 0x0000
     (file,) = running.instances()
     assert data_of(file.read_bytes()) == data
+
+
+@on_sqlite
+@pytest.mark.parametrize("named", ["{0}\\1.2.3", "{0} ", " {0}"])
+def test_a_command_that_names_an_instance_oddly_costs_its_file_nothing(
+    running: Running, named: str
+) -> None:
+    """Two UIDs, or one that is padded: refused, or kept as a whole file that can be read."""
+    uid = generate_uid()
+    data = data_of(encoded(radiograph(picture(3), SOPInstanceUID=uid)))
+    with Console(running.port) as console:
+        status = console.store(data, named.format(uid))
+    kept = running.instances()
+    assert len(kept) == (status == 0x0000)
+    assert [dcmread(file).file_meta.MediaStorageSOPInstanceUID for file in kept] == [uid] * len(
+        kept
+    )
 
 
 # Hostile and unlucky consoles

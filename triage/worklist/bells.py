@@ -6,9 +6,8 @@ import time
 from contextlib import suppress
 from typing import Any
 
-from sqlalchemy import Engine, text
+from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.orm import Session
 
 ITEMS, DELIVERIES = "triage_items", "triage_deliveries"
 """What is rung for: an item to score, a delivery to make."""
@@ -23,10 +22,10 @@ _GLANCE_SECONDS = 0.005
 """How often SQLite is asked whether anybody has committed: in 10 microseconds, without a lock."""
 
 
-def ring(session: Session, channel: str) -> None:
+def ring(connection: Connection, channel: str) -> None:
     """Wake who waits, on whatever node, when the transaction is committed."""
-    if session.get_bind().dialect.name == "postgresql":
-        session.execute(text(f"NOTIFY {channel}"))
+    if connection.dialect.name == "postgresql":
+        connection.execute(text(f"NOTIFY {channel}"))
 
 
 class Bell:

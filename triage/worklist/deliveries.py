@@ -204,7 +204,7 @@ def enqueue(
     """
     session.flush()  # gives the new rows their keys
     at = clock(session)
-    ring(session, DELIVERIES)
+    ring(session.connection(), DELIVERIES)
     session.add_all(
         Delivery(
             item_id=score.item_id,

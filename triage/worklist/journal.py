@@ -32,6 +32,17 @@ def journal(
     detail: dict[str, Any] | None = None,
 ) -> None:
     """Append an event to an item's journal; no patient data in it."""
-    session.add(
-        Event(item_id=item_id, at=now(), action=str(action), actor=actor, detail=detail or {})
-    )
+    session.add(Event(**entry(item_id, action, actor, detail)))
+
+
+def entry(
+    item_id: int, action: str, actor: str, detail: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """The columns of an event that happens now."""
+    return {
+        "item_id": item_id,
+        "at": now(),
+        "action": str(action),
+        "actor": actor,
+        "detail": detail or {},
+    }

@@ -145,7 +145,9 @@ def _open_sqlite(url: str, file: Path, *, create: bool, pooled: bool) -> Engine:
             f"there is no worklist at {file}: start `triage serve`, run `triage migrate`, or set "
             "TRIAGE_HOME to the folder that has one"
         )
-    engine = create_engine(url) if pooled else create_engine(url, poolclass=NullPool)
+    # Of idle connections the last one used: its cache still holds what the others would read.
+    pooling = {"pool_use_lifo": True} if pooled else {"poolclass": NullPool}
+    engine = create_engine(url, **pooling)
 
     @event.listens_for(engine, "connect")
     def _configure(connection: Any, _record: ConnectionPoolEntry) -> None:
