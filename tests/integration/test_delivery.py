@@ -5,7 +5,8 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -145,58 +146,71 @@ def test_dead_destinations_hide_no_score_and_get_their_results_later(
         peer.stop()
 
 
-@pytest.mark.parametrize("name", list(PEERS))
+RESULTS = {"pacs": 2, "hl7": 1, "webhook": 1}
+"""Of one scored exam, by who gets them."""
+
+
+@pytest.fixture
+def peers() -> Iterator[dict[str, Any]]:
+    """One of each kind, which listen; the destination `to-0` is the first."""
+    with ExitStack() as kept:
+        yield {name: kept.enter_context(PEERS[name]()) for name in RESULTS}
+
+
 def test_a_busy_destination_is_asked_again_until_it_takes_it(
-    name: str, new: Callable[..., Service]
+    peers: dict[str, Any], new: Callable[..., Service]
 ) -> None:
-    """It refuses n times with "busy", and takes the attempt after it."""
-    with PEERS[name]() as peer:
+    """Each refuses n times with "busy", and takes the attempt after it."""
+    for peer in peers.values():
         peer.answers = ["busy"] * 4
-        service = new(peer)
-        service.start()
-        service.triage("send", str(OPACITY))
-        count = 2 if name == "pacs" else 1
-        wait_for(all_delivered(service, count), seconds=60)
+    service = new(*peers.values())
+    service.start()
+    service.triage("send", str(OPACITY))
+    wait_for(all_delivered(service, sum(RESULTS.values())), seconds=60)
+    for number, (name, peer) in enumerate(peers.items()):
+        count = RESULTS[name]
         assert len(peer.taken) == count
         assert peer.asked == count + 4
-        assert sum(record.attempts for record in records(service)) == count + 4
-        service.stop()
+        own = [record for record in records(service) if record.destination == f"to-{number}"]
+        assert sum(record.attempts for record in own) == count + 4
+    service.stop()
 
 
-@pytest.mark.parametrize("name", list(PEERS))
 def test_what_is_refused_is_parked_shown_and_delivered_when_retried(
-    name: str, new: Callable[..., Service]
+    peers: dict[str, Any], new: Callable[..., Service]
 ) -> None:
     """``triage check`` fails, the list says why, ``retry`` sends it; no patient in any of it."""
-    with PEERS[name]() as peer:
+    for peer in peers.values():
         peer.answers = ["refuse"] * 10
-        service = new(peer)
-        service.start()
-        service.triage("send", str(OPACITY))
-        count = 2 if name == "pacs" else 1
-        wait_for(lambda: len(records(service, DeliveryState.PARKED)) == count, seconds=60)
-        assert {record.attempts for record in records(service)} == {5}
-        assert peer.asked == 5 * count
+    service = new(*peers.values())
+    service.start()
+    service.triage("send", str(OPACITY))
+    count = sum(RESULTS.values())
+    wait_for(lambda: len(records(service, DeliveryState.PARKED)) == count, seconds=60)
+    assert {record.attempts for record in records(service)} == {5}
+    for name, peer in peers.items():
+        assert peer.asked == 5 * RESULTS[name]
         peer.answers.clear()
 
-        ran = service.triage("check")
-        assert ran.returncode == 1
-        assert "PARKED" in ran.stdout
-        parked = listed(service, "--state", "parked")
-        assert len(parked) == count
-        assert all(row["error"] for row in parked)
-        told = ran.stdout + json.dumps(parked) + service.triage("deliveries", "list").stdout
-        told += service.log.read_text()
-        patient = dcmread(OPACITY)
-        for secret in (PATIENT, str(patient.PatientName), patient.PatientID, SECRET):
-            assert secret not in told
+    ran = service.triage("check")
+    assert ran.returncode == 1
+    assert "PARKED" in ran.stdout
+    parked = listed(service, "--state", "parked")
+    assert len(parked) == count
+    assert all(row["error"] for row in parked)
+    told = ran.stdout + json.dumps(parked) + service.triage("deliveries", "list").stdout
+    told += service.log.read_text()
+    patient = dcmread(OPACITY)
+    for secret in (PATIENT, str(patient.PatientName), patient.PatientID, SECRET):
+        assert secret not in told
 
-        ran = service.triage("deliveries", "retry", str(parked[0]["id"]))
-        assert ran.returncode == 0
-        assert service.triage("deliveries", "retry", "--all").returncode == 0
-        wait_for(all_delivered(service, count))
-        assert len(peer.taken) == count
-        service.stop()
+    ran = service.triage("deliveries", "retry", str(parked[0]["id"]))
+    assert ran.returncode == 0
+    assert service.triage("deliveries", "retry", "--all").returncode == 0
+    wait_for(all_delivered(service, count))
+    for name, peer in peers.items():
+        assert len(peer.taken) == RESULTS[name]
+    service.stop()
 
 
 def test_an_absent_destination_parks_after_its_attempts(new: Callable[..., Service]) -> None:
