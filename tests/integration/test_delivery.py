@@ -21,6 +21,8 @@ from triage.worklist import State
 from triage.worklist.deliveries import DeliveryRecord, DeliveryState
 
 OPACITY = SAMPLES / "03-dx-ap-opacity.dcm"
+PARTS = "receive,score,deliver"
+"""What results pass through; the first test runs the whole service."""
 
 
 @pytest.fixture
@@ -123,7 +125,7 @@ def test_dead_destinations_hide_no_score_and_get_their_results_later(
     dead, alive = [PEERS[name]() for name in PEERS], HttpPeer()
     with alive:
         service = new(*dead, alive)
-        service.start()
+        service.start("--roles", PARTS)
         assert service.triage("send", str(SAMPLES)).returncode == 0
         worklist = service.worklist()
         wait_for(lambda: not worklist.counts()[State.RECEIVED], seconds=20)
@@ -138,7 +140,7 @@ def test_dead_destinations_hide_no_score_and_get_their_results_later(
         service.stop()
         for peer in dead:
             peer.start()
-        service.start()
+        service.start("--roles", PARTS)
         wait_for(all_delivered(service, 5 * scored), seconds=60)
         service.stop()
     for peer, count in zip(dead, (2 * scored, scored, scored), strict=True):
@@ -164,7 +166,7 @@ def test_a_busy_destination_is_asked_again_until_it_takes_it(
     for peer in peers.values():
         peer.answers = ["busy"] * 4
     service = new(*peers.values())
-    service.start()
+    service.start("--roles", PARTS)
     service.triage("send", str(OPACITY))
     wait_for(all_delivered(service, sum(RESULTS.values())), seconds=60)
     for number, (name, peer) in enumerate(peers.items()):
@@ -183,7 +185,7 @@ def test_what_is_refused_is_parked_shown_and_delivered_when_retried(
     for peer in peers.values():
         peer.answers = ["refuse"] * 10
     service = new(*peers.values())
-    service.start()
+    service.start("--roles", PARTS)
     service.triage("send", str(OPACITY))
     count = sum(RESULTS.values())
     wait_for(lambda: len(records(service, DeliveryState.PARKED)) == count, seconds=60)
@@ -216,7 +218,7 @@ def test_what_is_refused_is_parked_shown_and_delivered_when_retried(
 def test_an_absent_destination_parks_after_its_attempts(new: Callable[..., Service]) -> None:
     """As many as the setting says."""
     service = new(MllpPeer(), TRIAGE_DELIVERY_ATTEMPTS="3")
-    service.start()
+    service.start("--roles", PARTS)
     service.triage("send", str(OPACITY))
     wait_for(lambda: bool(records(service, DeliveryState.PARKED)), seconds=60)
     (record,) = records(service)
@@ -230,7 +232,7 @@ def test_killed_in_the_middle_it_delivers_each_result_once(new: Callable[..., Se
     with PacsPeer() as peer:
         peer.hold = 0.15
         service = new(peer)
-        service.start()
+        service.start("--roles", PARTS)
         service.triage("send", str(SAMPLES))
         worklist = service.worklist()
         wait_for(lambda: not worklist.counts()[State.RECEIVED], seconds=30)
@@ -250,7 +252,7 @@ def test_a_delivery_that_is_sent_again_adds_nothing(new: Callable[..., Service])
     """An operator may retry what was delivered: the same bytes under the same UID."""
     with PacsPeer() as peer:
         service = new(peer)
-        service.start()
+        service.start("--roles", PARTS)
         service.triage("send", str(OPACITY))
         wait_for(all_delivered(service, 2))
         for record in records(service):
@@ -272,14 +274,14 @@ def test_a_hanging_destination_does_not_hold_up_the_end(new: Callable[..., Servi
         settings = json.loads(service.settings["TRIAGE_DESTINATIONS"])
         settings[0]["timeout_seconds"] = 60
         service.settings = {**service.settings, "TRIAGE_DESTINATIONS": json.dumps(settings)}
-        service.start()
+        service.start("--roles", PARTS)
         service.triage("send", str(OPACITY))
         wait_for(lambda: peer.asked == 1)
         began = time.monotonic()
         service.stop()
         assert time.monotonic() - began < 14
         peer.hold = 0.0
-        service.start()
+        service.start("--roles", PARTS)
         wait_for(all_delivered(service, 1), seconds=60)
         service.stop()
 
@@ -322,7 +324,7 @@ def test_without_destinations_no_process_is_spent(service: Service) -> None:
 def test_a_leftover_destination_is_noticed(new: Callable[..., Service]) -> None:
     """Taken out of the settings while something waits for it."""
     service = new(MllpPeer())
-    service.start()
+    service.start("--roles", PARTS)
     service.triage("send", str(OPACITY))
     wait_for(lambda: any(record.error for record in records(service)))
     service.stop()
@@ -337,7 +339,7 @@ def test_a_result_that_cannot_be_built_is_parked_and_the_rest_goes_on(
     """Here: the radiograph is gone from the spool."""
     peer = PacsPeer()
     service = new(peer)
-    service.start()
+    service.start("--roles", PARTS)
     service.triage("send", str(OPACITY), str(SAMPLES / "01-dx-pa-12bit.dcm"))
     worklist = service.worklist()
     wait_for(lambda: worklist.counts()[State.SCORED] == 2)
@@ -348,7 +350,7 @@ def test_a_result_that_cannot_be_built_is_parked_and_the_rest_goes_on(
         if file.is_file():
             file.unlink()
     with peer:
-        service.start()
+        service.start("--roles", PARTS)
         wait_for(lambda: len(peer.taken) == 2, seconds=60)
         wait_for(lambda: len(records(service, DeliveryState.PARKED)) == 2, seconds=60)
         assert {r.sop_instance_uid for r in records(service, DeliveryState.PARKED)} == {
@@ -377,7 +379,7 @@ def test_a_stopped_deliverer_is_started_again(new: Callable[..., Service]) -> No
     """By the supervisor, as every part."""
     with HttpPeer() as peer:
         service = new(peer)
-        service.start()
+        service.start("--roles", PARTS)
         os.kill(service.part("deliver"), signal.SIGKILL)
         service.triage("send", str(OPACITY))
         wait_for(all_delivered(service, 1))
