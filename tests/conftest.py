@@ -50,7 +50,7 @@ def pydicom_files() -> list[Path]:
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """One more than there are processors: a good third of the time tests wait for something."""
+    """One more than there are processors: much of their time tests wait for something."""
     return len(os.sched_getaffinity(0)) + 1
 
 
