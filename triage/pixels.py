@@ -31,11 +31,15 @@ from pydicom.encaps import get_frame
 from pydicom.multival import MultiValue
 from pydicom.pixels.utils import pixel_array
 from pydicom.uid import (
+    JPEG2000,
     UID,
+    JPEG2000Lossless,
     JPEGBaseline8Bit,
     JPEGExtended12Bit,
     JPEGLossless,
     JPEGLosslessSV1,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
     RLELossless,
 )
 
@@ -84,6 +88,15 @@ RECIPE: Mapping[str, object] = MappingProxyType(
 
 # SOF0 to SOF15 without DHT, JPG and DAC, and JPEG-LS's SOF55.
 _FRAME_HEADERS = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC})
+
+# Left alone, pydicom asks GDCM first, which gives the same values and ends the process on some
+# damaged streams.
+_PLUGINS = {
+    JPEGLSLossless: "pyjpegls",
+    JPEGLSNearLossless: "pyjpegls",
+    JPEG2000Lossless: "pylibjpeg",
+    JPEG2000: "pylibjpeg",
+}
 
 Array = npt.NDArray[np.float32]
 """float32, shape (256, 256), 0.0 (black) to 1.0 (white)."""
@@ -309,7 +322,7 @@ def decoded(dataset: Dataset) -> npt.NDArray[np.integer]:
         described.BitsStored, described.HighBit = 8, 7
         return pixel_array(described)
     if not (syntax == JPEG_PROGRESSIVE or (syntax == JPEGExtended12Bit and deep)):
-        return pixel_array(dataset)
+        return pixel_array(dataset, decoding_plugin=_PLUGINS.get(syntax, ""))
     renamed = Dataset(dataset)
     renamed.file_meta = FileMetaDataset()
     renamed.file_meta.TransferSyntaxUID = JPEGLosslessSV1 if deep else JPEGBaseline8Bit
