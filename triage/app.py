@@ -81,6 +81,9 @@ MAX_WORKERS = 64
 OBSERVE_LATER = 15.0
 """Seconds after the others: nobody waits for what it finds, and its import costs as theirs do."""
 
+WORKER_LATER = 2.0
+"""Seconds after the others: no console is to wait while a second worker starts."""
+
 SHADOW_PAUSE, DRIFT_PAUSE, OUTAGE_PAUSE = 1.0, 60.0, 5.0
 """Seconds: between looks for work in shadow, between looks for drift, after an outage."""
 
@@ -1103,15 +1106,16 @@ def serve(config: Config, roles: Sequence[str], *, supervised: bool) -> None:
         "commit": config.commitment_peers,
         "retrain": config.retrain_schedule,
     }
-    parts = [(role, role) for role in roles if has_work.get(role, True)]
-    if "score" in roles:
-        parts += [(f"score-{number}", "score") for number in range(2, config.workers + 1)]
+    parts = {role: role for role in roles if has_work.get(role, True)}
+    later = {"observe": OBSERVE_LATER}
+    for number in range(2, config.workers + 1 if "score" in roles else 2):
+        parts[f"score-{number}"], later[f"score-{number}"] = "score", WORKER_LATER
     Supervisor(
         {
             name: [sys.executable, "-m", "triage", "serve", "--roles", role, "--supervised"]
-            for name, role in parts
+            for name, role in parts.items()
         },
-        {"observe": OBSERVE_LATER},
+        later,
     ).run(stop)
 
 

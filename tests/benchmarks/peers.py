@@ -54,8 +54,9 @@ Peer = Callable[[Path], AbstractContextManager[Running]]
 
 @contextmanager
 def service(folder: Path, *arguments: str) -> Iterator[Service]:
-    """Ours, as a process that tests know how to ask."""
-    running = Service(folder / "home", free_port(), {"TRIAGE_MAX_ASSOCIATIONS": "64"})
+    """Ours, as a process that tests know how to ask; with two workers, as it comes."""
+    settings = {"TRIAGE_MAX_ASSOCIATIONS": "64", "TRIAGE_WORKERS": "2"}
+    running = Service(folder / "home", free_port(), settings)
     try:
         running.start(*arguments)
         yield running
@@ -72,9 +73,15 @@ def receiver(folder: Path) -> Iterator[Running]:
 
 @contextmanager
 def whole(folder: Path) -> Iterator[Running]:
-    """All parts of ours, as they come."""
+    """All parts of ours, as they come, when they have started as the others have."""
     with service(folder) as ours:
+        wait_for(lambda: _started(ours), 120.0)
         yield scores(ours)
+
+
+def _started(ours: Service) -> bool:
+    actions = [event["action"] for event in ours.events()]
+    return actions.count("worker_ready") == 2 and "web_listening" in actions
 
 
 def scores(ours: Service) -> Running:
