@@ -92,6 +92,8 @@ class Service:
     port: int
     settings: Mapping[str, str] = field(default_factory=dict)
     web_port: int = field(default_factory=free_port)
+    workers: int | None = 1
+    """A start costs a second of a core for each; None leaves it to the program."""
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -104,7 +106,7 @@ class Service:
             "TRIAGE_DICOM_PORT": str(self.port),
             "TRIAGE_WEB_PORT": str(self.web_port),
             "TRIAGE_LOG_FORMAT": "json",
-            "TRIAGE_WORKERS": "1",  # a start costs a second of a core for each
+            **({} if self.workers is None else {"TRIAGE_WORKERS": str(self.workers)}),
             **self.settings,
         }
 

@@ -54,9 +54,9 @@ Peer = Callable[[Path], AbstractContextManager[Running]]
 
 @contextmanager
 def service(folder: Path, *arguments: str) -> Iterator[Service]:
-    """Ours, as a process that tests know how to ask; with two workers, as it comes."""
-    settings = {"TRIAGE_MAX_ASSOCIATIONS": "64", "TRIAGE_WORKERS": "2"}
-    running = Service(folder / "home", free_port(), settings)
+    """Ours, as a process that tests know how to ask; with as many workers as it comes."""
+    settings = {"TRIAGE_MAX_ASSOCIATIONS": "64"}
+    running = Service(folder / "home", free_port(), settings, workers=None)
     try:
         running.start(*arguments)
         yield running

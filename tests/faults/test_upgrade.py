@@ -111,6 +111,7 @@ def test_code_of_before_goes_on_while_this_one_migrates_but_does_not_start_again
 ) -> None:
     """It knew no rule of compatibility, so that it refuses what is newer; it is told how."""
     before = new_service(TRIAGE_DATABASE_URL=url, PYTHONPATH=str(older))
+    before.workers = None  # it knows no such setting
     before.start("--roles", "receive,score")
     assert revision(before) == "0013"
     ledger = Ledger()
