@@ -619,8 +619,7 @@ def _give_memory_back() -> None:
     glibc learns from the first large blocks to keep such memory, in an arena for each
     thread: with many consoles a multiple of what is in use (mallopt(3), M_MMAP_THRESHOLD).
     """
-    with suppress(AttributeError, OSError):  # another C library has no such habit
-        ctypes.CDLL(None).mallopt(-3, 1_000_000)
+    _allocate({_MMAP_THRESHOLD: 1_000_000})
 
 
 def _keep_memory() -> None:
@@ -630,10 +629,18 @@ def _keep_memory() -> None:
     page with zeros again: a fifth of a worker's processor time (mallopt(3), M_MMAP_THRESHOLD and
     M_TRIM_THRESHOLD).
     """
-    with suppress(AttributeError, OSError):
+    _allocate({_MMAP_THRESHOLD: 32 << 20, _TRIM_THRESHOLD: 128 << 20})
+
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+
+
+def _allocate(thresholds: Mapping[int, int]) -> None:
+    """Set glibc's thresholds, in bytes."""
+    with suppress(AttributeError, OSError):  # another C library has no such habit
         libc = ctypes.CDLL(None)
-        libc.mallopt(-3, 32 << 20)
-        libc.mallopt(-1, 128 << 20)
+        for which, count in thresholds.items():
+            libc.mallopt(which, count)
 
 
 def _door(config: Config, outcome: Mapping["UID", str]) -> "Door":

@@ -530,12 +530,13 @@ class _Association(Association):  # type: ignore[misc]
             super().run_reactor()
         # A boundary: the library negotiates whatever a request can be decoded as.
         except Exception as error:  # noqa: BLE001
-            self.dul.socket.tell(
-                f"its request is not what PS3.8 9.3.2 describes ({type(error).__name__}): see what "
-                "calls from there"
-            )
-            self.dul.socket.close()
-            self.dul.kill_dul()
+            self.broken("its request is not what PS3.8 9.3.2 describes", error)
+
+    def broken(self, advice: str, error: Exception) -> None:
+        """End with what broke the library."""
+        self.dul.socket.tell(f"{advice} ({type(error).__name__}): see what calls from there")
+        self.dul.socket.close()
+        self.dul.kill_dul()
 
     def _abort_blocking(self, block: bool = True) -> None:
         """Without waiting for the thread that this may run in."""
@@ -655,12 +656,7 @@ class _StateMachine(StateMachine):  # type: ignore[misc]
                 self.dul.socket.tell("it speaks another version of the protocol (PS3.8 9.3.2)")
         # A boundary: a PDU from outside can make the library raise what it likes.
         except Exception as error:  # noqa: BLE001
-            self.dul.socket.tell(
-                f"its PDU is not what PS3.8 allows here ({type(error).__name__}): see what calls "
-                "from there"
-            )
-            self.dul.socket.close()
-            self.dul.kill_dul()
+            association.broken("its PDU is not what PS3.8 allows here", error)
         if self.dul._kill_thread and association.requestor.primitive is None:  # noqa: SLF001
             # The association's thread would wait for a request until its time is over.
             self.dul.to_user_queue.put(None)

@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 from pydicom import Dataset, dcmread
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
@@ -24,6 +23,7 @@ from sqlalchemy import text
 
 from tests.builders import chest_radiograph, encoded, picture, radiograph, save
 from tests.conftest import SAMPLES, Service, free_port, wait_for
+from tests.integration.test_observability import page
 from triage.admission import Population
 from triage.app import METRICS_PORTS
 from triage.assessment import Assessor
@@ -215,7 +215,7 @@ def test_parts_end_with_a_killed_supervisor(service: Service) -> None:
     parts = [service.part("receive"), service.part("score")]
     service.process.kill()
     service.process.wait()
-    wait_for(lambda: all(map(gone, parts)))
+    wait_for(lambda: all(map(gone, parts)), seconds=10)
     service.start()
 
 
@@ -230,7 +230,7 @@ def test_a_signal_ends_everything_within_seconds(
     list(send(exams[:10], service.destination))
     parts = [service.part("receive"), service.part("score")]
     service.process.send_signal(number)
-    assert service.process.wait(30) == 0
+    assert service.process.wait(20) == 0
     assert all(map(gone, parts))
     service.process = None
     assert not service.answers()
@@ -244,7 +244,7 @@ def test_a_second_worker_goes_on_while_one_hangs(
     service = new_service(TRIAGE_WORKERS="2", TRIAGE_METRICS_PORT=str(base))
     service.start("--roles", "receive,score")
     for port in (base + METRICS_PORTS["score"], base + len(METRICS_PORTS)):
-        wait_for(lambda at=port: ready(at), 60)
+        wait_for(lambda at=port: page(at, "/readyz") == (200, "ok\n"), 60)
     hung = service.part("score")
     os.kill(hung, signal.SIGSTOP)
     list(send(exams, service.destination))
@@ -252,14 +252,6 @@ def test_a_second_worker_goes_on_while_one_hangs(
     os.kill(hung, signal.SIGKILL)
     wait_until_settled(service)
     assert_each_is_scored_once(service, exams)
-
-
-def ready(port: int) -> bool:
-    """Whether the part whose metrics are there is ready."""
-    try:
-        return httpx.get(f"http://127.0.0.1:{port}/readyz", trust_env=False).status_code == 200
-    except httpx.TransportError:
-        return False
 
 
 def test_a_restart_keeps_everything(new_service: Callable[..., Service], exams: list[Path]) -> None:

@@ -488,18 +488,12 @@ class Worklist:
     @contextmanager
     def _transaction(self, *, write: bool = False) -> Iterator[Session]:
         """One transaction; database failures leave as :class:`WorklistError`."""
-        try:
-            engine = self._writing if write else self._reading
-            with (
-                self._turn if write else nullcontext(),
-                Session(engine, info=self._info) as session,
-                session.begin(),
-            ):
-                yield session
-        except IntegrityError:
-            raise
-        except SQLAlchemyError as error:
-            raise WorklistError(unavailable(error)) from error
+        with (
+            self._opened(write=write) as engine,
+            Session(engine, info=self._info) as session,
+            session.begin(),
+        ):
+            yield session
 
     @contextmanager
     def _connection(self, *, write: bool = False) -> Iterator[Connection]:
@@ -507,10 +501,14 @@ class Worklist:
 
         They would cost a third of what Python does for it.
         """
+        with self._opened(write=write) as engine, engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def _opened(self, *, write: bool) -> Iterator[Engine]:
         try:
-            engine = self._writing if write else self._reading
-            with self._turn if write else nullcontext(), engine.begin() as connection:
-                yield connection
+            with self._turn if write else nullcontext():
+                yield self._writing if write else self._reading
         except IntegrityError:
             raise
         except SQLAlchemyError as error:
